@@ -1,0 +1,136 @@
+"""One sample = one image with all its questions: the JSON beside every image in a shard.
+
+The schema is the contract between `prepare` (writes), `data` (reads) and anyone else's WebDataset tools. Fields that
+do not apply are null; unknown fields are refused, so that a typing error cannot silently drop supervision.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from scaleearth_pl.core.errors import SampleError
+from scaleearth_pl.core.gsd import Provenance, Tier, check_gsd_m
+
+SAMPLE_SCHEMA = "scaleearth-sample/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about one image.
+
+    `family` is identification, scale_specific, discriminative or other; `type` is finer (presence, road_width_m, ...).
+    `turns` holds earlier (question, answer) pairs of a conversation.
+    """
+
+    id: str
+    type: str
+    family: str
+    question: str
+    answer: str
+    options: tuple[str, ...] | None = None
+    turns: tuple[tuple[str, str], ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "type", "family", "question", "answer"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise SampleError("question field must be non-empty text", field=name, value=value)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Self:
+        """Reads one entry of `qas`."""
+        _refuse_unknown(row, cls, "qas")
+        row = dict(row)
+        for name in ("options", "turns"):
+            if row.get(name) is not None:
+                row[name] = tuple(tuple(x) if isinstance(x, list) else x for x in row[name])
+        return cls(**row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image's metadata and questions. Sizes in pixels, GSD in metres per pixel of the file, sigma in decades.
+
+    `place_id` groups images of one place (intervals resample places); `region_id` groups places for the split.
+    `factors` holds ground truth for probes, each of texture, geometry and semantic factors to a number.
+    """
+
+    source: str
+    split: str
+    image_id: str
+    width: int
+    height: int
+    gsd_m_native: float | None
+    gsd_provenance: Provenance
+    tier: Tier
+    qas: tuple[Question, ...]
+    gsd_sigma_log10: float | None = None
+    place_id: str | None = None
+    region_id: str | None = None
+    lon: float | None = None
+    lat: float | None = None
+    sensor: str | None = None
+    has_scale_cue: bool | None = None
+    licence: str | None = None
+    class_label: str | None = None
+    factors: dict[str, dict[str, float]] | None = None
+    schema: str = field(default=SAMPLE_SCHEMA)
+
+    def __post_init__(self) -> None:
+        if self.schema != SAMPLE_SCHEMA:
+            raise SampleError(
+                "sample of another schema",
+                field="schema",
+                value=self.schema,
+                remedy=f"this version reads {SAMPLE_SCHEMA}; rebuild the corpus",
+            )
+        if (self.gsd_m_native is None) != (self.gsd_provenance is Provenance.UNKNOWN):
+            raise SampleError(
+                "GSD is null if and only if its provenance is unknown",
+                field="gsd_m_native",
+                value=(self.gsd_m_native, str(self.gsd_provenance)),
+            )
+        if self.gsd_m_native is not None:
+            check_gsd_m(self.gsd_m_native, field="gsd_m_native")
+        if self.gsd_provenance is Provenance.IMPRECISE and self.gsd_sigma_log10 is None:
+            raise SampleError("imprecise GSD needs its sigma in decades", field="gsd_sigma_log10", value=None)
+        if (self.tier is Tier.UNKNOWN) != (self.gsd_m_native is None):
+            raise SampleError("tier does not fit the GSD", field="tier", value=str(self.tier))
+        if not self.qas:
+            raise SampleError("empty question list", field="qas", value=self.image_id)
+
+    @property
+    def sigma_log10(self) -> float | None:
+        """Sigma of the metadata GSD in decades: the sample's own, or its provenance's."""
+        return self.gsd_sigma_log10 if self.gsd_sigma_log10 is not None else self.gsd_provenance.default_sigma_log10
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Parses and validates; raises `SampleError` or `GsdError` naming field and value."""
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise SampleError(f"sample JSON does not parse: {error}") from error
+        if not isinstance(row, dict):
+            raise SampleError("sample JSON is not an object", value=type(row).__name__)
+        row["class_label"] = row.pop("class", None)
+        _refuse_unknown(row, cls, "sample")
+        try:
+            row["gsd_provenance"] = Provenance(row["gsd_provenance"])
+            row["tier"] = Tier(row["tier"])
+            row["qas"] = tuple(Question.from_dict(qa) for qa in row["qas"])
+            return cls(**row)
+        except (KeyError, ValueError, TypeError) as error:
+            raise SampleError(f"sample JSON is not valid: {error!r}", value=row.get("image_id")) from error
+
+    def to_json(self) -> str:
+        """The same sample as canonical JSON: sorted keys, no spaces, so that equal samples are equal bytes."""
+        row = asdict(self)
+        row["class"] = row.pop("class_label")
+        return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _refuse_unknown(row: dict[str, Any], cls: type, where: str) -> None:
+    unknown = sorted(set(row) - {f.name for f in fields(cls)})
+    if unknown:
+        raise SampleError(f"unknown field in {where}", field=unknown[0], remedy="see docs/contracts.md for the schema")

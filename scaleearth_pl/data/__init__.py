@@ -1,0 +1,1 @@
+"""What the model eats: shards, reading plan, processor, trees, DataModule. Never imports model."""

@@ -1,0 +1,1 @@
+"""Predictions to numbers, tables and figures."""

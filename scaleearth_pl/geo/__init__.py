@@ -1,0 +1,1 @@
+"""File to metres on the ground, raster to RGB. Imports core only."""

@@ -1,0 +1,1 @@
+"""Offline: sources to shards under data_shards/."""

@@ -1,0 +1,1 @@
+"""The Lightning shell around model and data."""

@@ -1,0 +1,1 @@
+"""Observers: read what a step returned, write TensorBoard; change nothing."""
