@@ -84,8 +84,9 @@ class TreeBatch:
         return self.target_ids_T != IGNORE
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
