@@ -54,7 +54,7 @@ class TreeBatch:
 
     `nll_weight` is the trust in the GSD divided by the number of parts that the image was split into, so that an image
     counts once. `gate_draw` is uniform in [0, 1), hashed from (image id, epoch): the resolver gates a tree by SSE-U's
-    prediction where it lies below the scheduled share.
+    prediction where it lies below the scheduled share. `is_filler` marks a weightless copy: run, never counted.
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -77,6 +77,7 @@ class TreeBatch:
     max_branch_len: int
     trees: tuple[TreeInfo, ...]
     branches: tuple[BranchInfo, ...]
+    is_filler: bool = False
 
     @property
     def supervised_T(self) -> Bool[Tensor, " T"]:
@@ -102,6 +103,7 @@ class TreeBatch:
             self,
             target_ids_T=torch.full_like(self.target_ids_T, IGNORE),
             nll_weight_G=torch.zeros_like(self.nll_weight_G),
+            is_filler=True,
         )
 
 

@@ -1,0 +1,85 @@
+"""Bytes of an image member to RGB pixels, with every surprise turned into a `SampleError`.
+
+Shards hold 8-bit pictures: what is 16-bit, float or multi-band becomes RGB once, in `geo/raster.py`, before it is
+written. Here nothing is stretched or guessed. The header is read first, so a decompression bomb is refused before a
+pixel is decoded; only the format that the extension promises is tried, so a renamed file cannot reach another decoder.
+"""
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+from scaleearth_pl.core.errors import SampleError
+
+IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "tif": "TIFF", "tiff": "TIFF", "webp": "WEBP"}
+"""Allowed image extensions and the one decoder that each may reach."""
+
+MAX_IMAGE_PIXELS = 50_000_000
+"""Cap of one image, about 150 MB of RGB in a worker; larger scenes are tiled by `prepare`."""
+
+_EIGHT_BIT_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+
+
+def image_size(data: bytes, ext: str, *, where: str) -> tuple[int, int]:
+    """(width, height) from the header alone; `SampleError` where the header does not parse or breaks the cap."""
+    return _open(data, ext, where).size
+
+
+def decode_rgb(data: bytes, ext: str, *, size: tuple[int, int], where: str) -> Image.Image:
+    """Decodes one image to RGB.
+
+    Args:
+        data: bytes of the member.
+        ext: its extension, a key of `IMAGE_FORMATS`.
+        size: (width, height) that the index promises.
+        where: shard and key, for messages.
+
+    Raises:
+        SampleError: not an image of that format, of another size, truncated, over the cap, or not 8-bit.
+    """
+    image = _open(data, ext, where)
+    if image.size != size:
+        raise SampleError(
+            "image is of another size than its metadata", file=where, field="width, height", value=(image.size, size)
+        )
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise SampleError(
+            "image is not 8-bit",
+            file=where,
+            field="mode",
+            value=image.mode,
+            remedy="convert rasters to RGB when the corpus is prepared (geo/raster.py)",
+        )
+    try:
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SampleError(f"image does not decode: {error}", file=where) from error
+
+
+def _open(data: bytes, ext: str, where: str) -> Image.Image:
+    format_name = IMAGE_FORMATS.get(ext)
+    if format_name is None:
+        raise SampleError(
+            "image extension is not allowed",
+            file=where,
+            field="ext",
+            value=ext,
+            remedy=f"use one of {[*IMAGE_FORMATS]}",
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=[format_name])
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise SampleError(f"not a {format_name} image: {error}", file=where) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise SampleError(f"image is too large: {error}", file=where, remedy="tile it when preparing") from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise SampleError(
+            f"image has more than {MAX_IMAGE_PIXELS} pixels",
+            file=where,
+            value=image.size,
+            remedy="tile it when preparing",
+        )
+    return image

@@ -1,0 +1,163 @@
+"""The resolver: the one place that decides which GSD the gate believes, and how firmly.
+
+    policy      s seen by the gate                              sigma
+    metadata    metadata                                        its provenance's
+    predicted   SSE-U's mu                                      SSE-U's sigma
+    fused       (s_m var_u + mu var_m) / (var_m + var_u)        var_m var_u / (var_m + var_u), as a root
+    spoof       log10(spoof_gsd_m), for every image             0
+
+`fused` is the product of two Gaussians, written without a division by var_m, which may be 0. A GSD that is unknown
+(NaN) leaves SSE-U's word in `predicted` and `fused`; under `metadata` evaluation refuses it, because a table headed
+"metadata" must not hold predictions, while training gates the tree by SSE-U's word, because its questions are good.
+
+While training, a share of the trees is gated by the prediction although metadata is there, so that the adapter meets
+SSE-U's errors before it depends on them: the trees whose `gate_draw` (a hash of image id and epoch) lies below
+`predicted_share(step)`. What reaches the gate is detached: SSE-U learns from labels only, never to please the VLM loss.
+
+`marginal=False` sets sigma to 0 everywhere: the paper's plain gate, as an ablation.
+
+Legend of shape suffixes: G trees.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scaleearth_pl.core.errors import ConfigError, GsdError
+from scaleearth_pl.core.gsd import check_gsd_m, log10_gsd
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolverConfig:
+    """Whom the gate believes.
+
+    Attributes:
+        policy: see the module's table.
+        spoof_gsd_m: the pseudo-GSD of policy "spoof", metres per pixel *seen by the model*.
+        marginal: False lets the gate ignore all uncertainty.
+        train_predicted_share: share of training trees that SSE-U gates once it is warm.
+        warmup_steps: optimizer steps before SSE-U gates anything but trees without a GSD.
+        ramp_steps: steps over which the share then rises to its full value.
+    """
+
+    policy: Literal["metadata", "predicted", "fused", "spoof"] = "metadata"
+    spoof_gsd_m: float | None = None
+    marginal: bool = True
+    train_predicted_share: float = 0.2
+    warmup_steps: int = 500
+    ramp_steps: int = 500
+
+    def __post_init__(self) -> None:
+        if (self.policy == "spoof") != (self.spoof_gsd_m is not None):
+            raise ConfigError(
+                "spoof_gsd_m belongs to policy 'spoof', and policy 'spoof' needs it",
+                field="resolver.spoof_gsd_m",
+                value=self.spoof_gsd_m,
+                remedy="set both or neither",
+            )
+        if self.spoof_gsd_m is not None:
+            check_gsd_m(self.spoof_gsd_m, field="resolver.spoof_gsd_m")
+        if not 0 <= self.train_predicted_share <= 1:
+            raise ConfigError(
+                "a share lies in [0, 1]",
+                field="resolver.train_predicted_share",
+                value=self.train_predicted_share,
+                remedy="the default is 0.2",
+            )
+        if self.warmup_steps < 0 or self.ramp_steps < 0:
+            raise ConfigError(
+                "steps must not be negative",
+                field="resolver.warmup_steps, resolver.ramp_steps",
+                value=(self.warmup_steps, self.ramp_steps),
+                remedy="0 starts, or completes, the share at once",
+            )
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Applies a `ResolverConfig`; holds no state, so evaluation may make another one from the same model."""
+
+    config: ResolverConfig
+
+    def predicted_share(self, step: int) -> float:
+        """Share of training trees gated by SSE-U at `step`: 0 through the warm-up, then linear to its full value."""
+        past = step - self.config.warmup_steps
+        if past < 0:
+            return 0.0
+        return self.config.train_predicted_share * min(1.0, past / max(self.config.ramp_steps, 1))
+
+    def resolve(
+        self,
+        *,
+        log10_gsd_G: Float[Tensor, " G"],
+        sigma_log10_G: Float[Tensor, " G"],
+        mu_G: Float[Tensor, " G"],
+        log_var_G: Float[Tensor, " G"],
+        gate_draw_G: Float[Tensor, " G"],
+        share: float,
+        training: bool,
+    ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+        """What the gate takes: (log10 GSD, sigma in decades), detached, float32, finite.
+
+        Args:
+            log10_gsd_G: by metadata, log10 metres per pixel seen by the model; NaN where unknown.
+            sigma_log10_G: its deviation in decades; not read where the GSD is unknown.
+            mu_G: SSE-U's mean, in log10 metres.
+            log_var_G: SSE-U's log variance.
+            gate_draw_G: uniform in [0, 1), fixed by (image id, epoch).
+            share: trees with a draw below it are gated by SSE-U; `predicted_share(step)`, and 0 in evaluation.
+            training: whether an unknown GSD under policy "metadata" is SSE-U's business (True) or an error (False).
+
+        Raises:
+            GsdError: unknown GSD under policy "metadata" outside training. Only this check waits for the device;
+                training never does.
+        """
+        known_G = torch.isfinite(log10_gsd_G)
+        if self.config.policy == "metadata" and not training:
+            _refuse_unknown(known_G)
+        metadata = log10_gsd_G.float(), sigma_log10_G.float()
+        predicted = mu_G.detach().float(), torch.exp(0.5 * log_var_G.detach().float())
+        log10_G, sigma_G = self._believe(metadata, predicted)
+        by_sse_u_G = ~known_G | (gate_draw_G < share)
+        if self.config.policy != "spoof":
+            log10_G = torch.where(by_sse_u_G, predicted[0], log10_G)
+            sigma_G = torch.where(by_sse_u_G, predicted[1], sigma_G)
+        return log10_G, sigma_G if self.config.marginal else torch.zeros_like(sigma_G)
+
+    def _believe(self, metadata: tuple[Tensor, Tensor], predicted: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The policy's answer for known GSDs."""
+        if self.config.policy == "predicted":
+            return predicted
+        if self.config.policy == "fused":
+            return fuse(*metadata, *predicted)
+        if self.config.spoof_gsd_m is not None:
+            spoof_G = torch.full_like(metadata[0], log10_gsd(self.config.spoof_gsd_m))
+            return spoof_G, torch.zeros_like(spoof_G)
+        return metadata
+
+
+def fuse(
+    mean_a_G: Float[Tensor, " G"],
+    sigma_a_G: Float[Tensor, " G"],
+    mean_b_G: Float[Tensor, " G"],
+    sigma_b_G: Float[Tensor, " G"],
+) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+    """Product of two Gaussians: (mean, sigma). One sigma may be 0 (that source is then believed), not both."""
+    var_a_G, var_b_G = sigma_a_G**2, sigma_b_G**2
+    total_G = var_a_G + var_b_G
+    return (mean_a_G * var_b_G + mean_b_G * var_a_G) / total_G, sigma_a_G * sigma_b_G / torch.sqrt(total_G)
+
+
+def _refuse_unknown(known_G: Tensor) -> None:
+    unknown = int((~known_G).sum())
+    if unknown:
+        raise GsdError(
+            f"{unknown} of {known_G.numel()} trees have no GSD, which policy 'metadata' needs",
+            field="gsd_m_native",
+            value=math.nan,
+            remedy="evaluate with resolver policy 'predicted' or 'fused', or add the GSD to the samples",
+        )

@@ -1,0 +1,103 @@
+"""Runs the preflight before step 0 and prints the settings that are in effect, not those that were asked for."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from scaleearth_pl.core.batch import StepBatch
+from scaleearth_pl.core.errors import DiskSpaceError, PreflightError
+from scaleearth_pl.model.backbone import assert_quantisation
+from scaleearth_pl.training import preflight
+from scaleearth_pl.training.base import TreeTraining
+
+
+class Preflight(Callback):
+    """Stops with the remedy where a run could not succeed.
+
+    Args:
+        min_free_gb: room that must be left where the run is written.
+        gradients: also take gradients on the first micro-batch (a forward and two backwards); off under FSDP2, where
+            gradients outside the wrapped forward are not defined.
+    """
+
+    def __init__(self, *, min_free_gb: float = 0.2, gradients: bool = True) -> None:
+        self.min_free_gb, self.gradients = min_free_gb, gradients
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All checks, on every rank; the table on rank 0."""
+        if not isinstance(pl_module, TreeTraining):
+            raise PreflightError("preflight knows only the stages of this package", value=type(pl_module).__name__)
+        started = time.perf_counter()
+        self._check_disk(Path(trainer.default_root_dir))
+        facts = self._check(pl_module)
+        facts["preflight seconds"] = f"{time.perf_counter() - started:.1f}"
+        print_facts(facts)
+
+    def _check_disk(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < self.min_free_gb * 1e9:
+            raise DiskSpaceError(
+                "not enough room for checkpoints",
+                file=folder,
+                value=f"{free / 1e9:.2f} GB free",
+                remedy=f"free {self.min_free_gb} GB or set runs_dir elsewhere",
+            )
+
+    def _check(self, module: TreeTraining) -> dict[str, str]:
+        model, datamodule = module.model, module.datamodule
+        step: StepBatch = datamodule.step_batch(0)
+        micro = next((m for m in step.micro if not m.is_filler), step.micro[0]).to(module.device)
+        supervised = preflight.check_tokens(model, micro) if not micro.is_filler else 0
+        trained = preflight.check_base_frozen(model, module.named_groups().values())
+        quantised = assert_quantisation(model.backbone)
+        if self.gradients and module.device_mesh is None and not micro.is_filler:
+            with torch.enable_grad():
+                _check_gradients(model, micro)
+        return self._facts(module, step, micro.input_ids_T.numel(), supervised, trained, quantised)
+
+    def _facts(
+        self, module: TreeTraining, step: StepBatch, tokens: int, supervised: int, trained: int, quantised: int
+    ) -> dict[str, str]:
+        model, trainer = module.model, module.trainer
+        total = sum(p.numel() for p in model.parameters())
+        checkpointing = bool(getattr(model.backbone, "is_gradient_checkpointing", False))
+        peak = preflight.predicted_peak_bytes(model, tokens, checkpointing=checkpointing)
+        return {
+            "stage": type(module).__name__,
+            "devices": f"{trainer.world_size} x {module.device.type}, {type(trainer.strategy).__name__}",
+            "precision": str(model.backbone.dtype).removeprefix("torch."),
+            "4-bit linears": str(quantised),
+            "adapted linears": f"{len(model.adapters)}, rank {model.rank}",
+            "parameters": f"{trained / 1e6:.2f} M train, {total / 1e6:.2f} M stored",
+            "steps": f"{module.total_steps} in all, {module.datamodule.steps_per_epoch} an epoch",
+            "first step": f"{len(step.micro)} micro-batches, {step.n_questions} questions, {step.n_tokens} tokens",
+            "first micro-batch": f"{tokens} tokens, {supervised} supervised",
+            "activation checkpointing": "on" if checkpointing else "off",
+            "predicted peak memory": f"{peak / 1e9:.2f} GB",
+        }
+
+
+def _check_gradients(model: Any, micro: Any) -> None:
+    if model.adapters:
+        preflight.check_adapter_gradients(model, micro)
+        preflight.check_head_gradients(model, micro)
+    else:
+        preflight.check_full_gradients(model, micro)
+
+
+@rank_zero_only
+def print_facts(facts: dict[str, str]) -> None:
+    """A two-column table of effective settings."""
+    table = Table(title="preflight: effective settings", show_header=False, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,139 @@
+"""Stage 2: CS-HLoRA and SSE-U on the frozen 4-bit backbone, the paper's Figures 8 and 9.
+
+Starts from stage 1's folder through `init_from` (never through `--ckpt_path`, which would bring stage 1's own
+settings along). A, B, the gate thresholds and SSE-U train; vision tower, merger, embeddings, LLM and lm_head are frozen.
+The total is L = L_VLM + lambda_eff * L_NLL. With the vision tower frozen and the prediction detached before it reaches
+the gate, the two losses share no trainable parameter: lambda_eff only scales SSE-U's own gradient, and is not tuned.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.model.adapter_io import load_adapter_into, save_adapter
+from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.gated_lora import AdapterConfig
+from scaleearth_pl.model.gsd_head import GsdHeadConfig
+from scaleearth_pl.model.losses import lambda_eff
+from scaleearth_pl.model.resolver import ResolverConfig
+from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.optim import OptimConfig
+
+
+class Stage2(TreeTraining):
+    """QLoRA with a gate, and the head that reads the GSD.
+
+    Args:
+        init_from: stage 1's `hf/` folder; None only where `backbone.source` is a trained model of its own.
+        backbone: quantisation and precision; `source` is used where `init_from` is null.
+        adapters: rank, LoRA alpha, targets and gate (continuous; open = plain LoRA; bucketed = MoE-LoRA).
+        head: SSE-U; null leaves it out (ablation).
+        resolver: what the gate may know: metadata, predicted, fused, spoof.
+        optim: learning rates and clipping of the groups `adapters`, `thresholds`, `sse_u`.
+        lambda_gsd: weight of the NLL after its ramp.
+        nll_warmup_share: share of all steps over which lambda_eff ramps from 0.
+        adapter: an `adapter/` folder to load after building, for validate and test.
+        generate: see `TreeTraining`.
+        max_new_tokens: see `TreeTraining`.
+    """
+
+    def __init__(
+        self,
+        *,
+        init_from: str | None,
+        backbone: BackboneConfig,
+        adapters: AdapterConfig,
+        head: GsdHeadConfig | None,
+        resolver: ResolverConfig,
+        optim: OptimConfig,
+        lambda_gsd: float = 0.1,
+        nll_warmup_share: float = 0.1,
+        adapter: str | None = None,
+        generate: bool = False,
+        max_new_tokens: int = 24,
+    ) -> None:
+        super().__init__(optim=optim, generate=generate, max_new_tokens=max_new_tokens)
+        if not 0 <= nll_warmup_share <= 1:
+            raise ConfigError("must be a share", field="nll_warmup_share", value=nll_warmup_share)
+        self.init_from, self.backbone_config = init_from, backbone
+        self.adapter_config, self.head_config, self.resolver_config = adapters, head, resolver
+        self.lambda_gsd, self.nll_warmup_share, self.adapter = lambda_gsd, nll_warmup_share, adapter
+        self.strict_loading = False
+
+    def configure_model(self) -> None:
+        """Loads the 4-bit backbone, attaches CS-HLoRA and SSE-U; nothing else trains."""
+        if hasattr(self, "model"):
+            return
+        source = self.init_from or self.backbone_config.source
+        if self.init_from and not Path(source).exists():
+            raise CheckpointError(
+                "stage 2 starts from a folder that is not there",
+                file=source,
+                field="init_from",
+                remedy="run stage 1 first (make stage1), or set init_from to a Hugging Face folder",
+            )
+        backbone = build_backbone(self.backbone_config, source=source, token_ids=self.datamodule.processor.token_ids)
+        self.model = ScaleEarth(
+            backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
+        )
+        if self.adapter is not None:
+            load_adapter_into(self.model, Path(self.adapter))
+
+    def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """Adapters, thresholds (where the gate learns) and SSE-U (where there is one)."""
+        groups: dict[str, Iterable[nn.Parameter]] = {"adapters": self.model.adapter_parameters()}
+        if thresholds := [p for p in self.model.gate_parameters() if p.requires_grad]:
+            groups["thresholds"] = thresholds
+        if self.model.gsd_head is not None:
+            groups["sse_u"] = list(self.model.gsd_head.parameters())
+        return groups
+
+    def lambda_eff(self) -> float:
+        """lambda_gsd times its ramp."""
+        return lambda_eff(self.global_step, self.lambda_gsd, round(self.nll_warmup_share * self.total_steps))
+
+    def predicted_share(self) -> float:
+        """Share of trees gated by the prediction: 0 until SSE-U's warm-up is over."""
+        if self.model.gsd_head is None:
+            return 0.0
+        return self.model.resolver.predicted_share(self.global_step / max(1, self.total_steps))
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what trains; the frozen base is named by the configuration, not copied."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose names do not match: `strict` is off only for the frozen base."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        found = set(checkpoint["state_dict"])
+        if trained != found:
+            raise CheckpointError(
+                "checkpoint does not hold exactly the trained parameters",
+                field="state_dict",
+                value=sorted(trained ^ found)[:3],
+                remedy="resume with the configuration that wrote it",
+            )
+
+    def on_train_end(self) -> None:
+        """Writes `adapter/` into the run folder, once."""
+        if self.trainer.is_global_zero:
+            save_adapter(self.model, Path(str(self.trainer.log_dir)) / "adapter", self.adapter_metadata())
+        self.trainer.strategy.barrier()
+
+    def adapter_metadata(self) -> dict[str, Any]:
+        """What `scaleearth.json` records beside the weights."""
+        return {
+            "base": str(self.init_from or self.backbone_config.source),
+            "quantise": self.backbone_config.quantise,
+            "dtype": self.backbone_config.dtype,
+            "commit": os.environ.get("SCALEEARTH_COMMIT", "unknown"),
+            "steps": self.global_step,
+        }
