@@ -1,23 +1,40 @@
-# Targets are described by the text after '##'; `make help` prints them.
+# Targets are described by the text after '##'; `make help` prints them. Variables: SIZE CORPUS RSVQA_ROOT MODEL DEVICES
+# NODES RESUME=1 FAST=1 SEED ARGS. `make stage2` alone does everything it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+SIZE ?= tiny
+CORPUS ?= world
+SEED ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup check test
+ROOT := data_shards/$(CORPUS)
+TAG := $(SIZE)-$(CORPUS)$(if $(filter-out 1,$(SEED)),-seed$(SEED))
+STAGE1 := runs/stage1-$(TAG)
+STAGE2 := runs/stage2-$(TAG)
+TWINS := plain_lora gsd_text bucketed
+OVERLAYS = -c experiments/size/$(SIZE).yaml $(addprefix -c ,$(wildcard experiments/data/$(CORPUS).yaml))
+OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
+  $(if $(NODES),--trainer.num_nodes $(NODES)) $(if $(RESUME),--resume true) \
+  $(if $(FAST),--trainer.max_steps 40 --data.limit_images 64) $(ARGS)
+FIT = $(BIN)/scaleearth fit
+STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
+STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
+
+.PHONY: help setup check test shards corpus stage1 stage2 compare dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: .venv/.installed  ## environment in .venv (torch from constraints.txt)
+setup: .venv/.installed  ## environment in .venv with the versions of constraints.txt
 .venv/.installed: setup.cfg constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@start=$$SECONDS; $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+	  echo $$((SECONDS - start)) > $@
 
-check: setup  ## format, lint, types, layers
+check: setup  ## format, lint, types, layers (no tests)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -25,3 +42,32 @@ check: setup  ## format, lint, types, layers
 
 test: setup  ## the test suite
 	$(BIN)/pytest -n 2
+
+shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
+corpus: shards  ## the same, under its other name
+$(ROOT)/index.json: | setup
+	@start=$$SECONDS; $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
+	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) && echo $$((SECONDS - start)) > $(ROOT)/.seconds
+
+stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
+	$(FIT) -c experiments/stage1.yaml $(OVERLAYS) --experiment stage1-$(TAG) \
+	  $(if $(MODEL),--model.init_args.backbone.source $(MODEL)) $(OVERRIDES)
+$(STAGE1)/latest/hf/config.json:
+	$(MAKE) --no-print-directory stage1
+
+stage2: setup shards $(STAGE1)/latest/hf/config.json  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
+	$(STAGE2_FIT) --experiment stage2-$(TAG) $(STAGE2_SET)
+	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) --stage1 $(STAGE1)/latest
+
+compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
+	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
+	@for twin in $(TWINS); do test -e runs/$$twin-$(TAG)/latest/predictions.jsonl || \
+	  $(STAGE2_FIT) -c experiments/baseline/$$twin.yaml --experiment $$twin-$(TAG) $(STAGE2_SET) || exit; done
+	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
+	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
+
+dashboard: setup  ## TensorBoard on all runs
+	$(BIN)/tensorboard --logdir runs
+
+clean:  ## removes runs and shards, keeps the environment
+	rm -rf runs reports data_shards/*/

@@ -47,6 +47,7 @@ def run_lightning(arguments: Sequence[str]) -> Any:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from scaleearth_pl.data.datamodule import GeoScaleDataModule
+    from scaleearth_pl.training.callbacks.run_record import RunRecord
 
     # Without this, omegaconf+ under a subcommand resolves ${...} against the wrong root (jsonargparse 4.53).
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -68,8 +69,11 @@ def run_lightning(arguments: Sequence[str]) -> Any:
             if config.resume:
                 version, config.ckpt_path = find_last(root)
             else:
-                version = os.environ.setdefault("SCALEEARTH_VERSION", time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid()))
+                version = os.environ.setdefault(
+                    "SCALEEARTH_VERSION", time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
+                )
             self.run_folder = root / version
+            self.trainer_defaults["callbacks"] = [RunRecord(size=config.size)]
 
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
             """Adds the TensorBoard logger of the run folder, unless the configuration switches logging off."""

@@ -5,7 +5,8 @@ are float64 (a million images lose nothing) and are added over ranks by torchmet
 values, names of groups) is gathered.
 
 Gathered states are flat float32 on purpose. torchmetrics (1.9) stands in for a rank that has seen nothing with an empty
-float32 vector, so a state of another dtype or of two dimensions would meet it in a collective and hang or crash.
+float32 vector, so a state of another dtype or of two dimensions would meet it in a collective and hang or crash. The
+dtype is always spelled out: under Lightning's bf16-true the default is bfloat16, which cannot count past 256.
 
 SSE-U's metrics share one signature, so that `sse_u_metrics()` can feed them together. `weight` is trust in the metadata
 GSD over the parts of the image; images of weight 0 do not count. Nothing counted gives NaN, never 0.
@@ -51,7 +52,7 @@ class GroupedAccuracy(Metric):
         self.add_state("names", default=[], dist_reduce_fx="cat")
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
-    def update(self, correct_B: Bool[Tensor, " B"], trees: Sequence[TreeInfo], branches: Sequence[BranchInfo]) -> None:
+    def update(self, correct_B: Bool[Tensor, " B"], branches: Sequence[BranchInfo], trees: Sequence[TreeInfo]) -> None:
         """Counts one batch; `branches[b].tree` indexes `trees`. Raises ConfigError unless there is one verdict each."""
         if correct_B.numel() != len(branches):
             raise ConfigError("one verdict per question", field="correct_B", value=(correct_B.numel(), len(branches)))
@@ -63,7 +64,7 @@ class GroupedAccuracy(Metric):
         if table:
             text = "".join(name + _ROW for name in table).encode()
             self.names.append(torch.tensor(list(text), dtype=torch.float32, device=self.device))
-            self.counts.append(torch.tensor(list(table.values()), device=self.device).flatten())
+            self.counts.append(torch.tensor(list(table.values()), dtype=torch.float32, device=self.device).flatten())
 
     def compute(self) -> dict[str, Tensor]:
         """Accuracies in [0, 1] by group; only `overall`, NaN, when no question was counted."""
@@ -174,56 +175,59 @@ class GsdError(Metric):
         return {name: means[i] for i, name in enumerate(self.groups) if i == 0 or self.mass[i] > 0}
 
 
-class SigmaErrorSpearman(Metric):
-    """Rank correlation of sigma with |mu - s|: does SSE-U know *which* images it reads badly? 0 it does not."""
+class _Rows(Metric):
+    """Rows of `width` numbers per image whose GSD is known, gathered from all ranks as one flat float32 vector."""
 
     full_state_update = False
-    higher_is_better = True
+    width: int
     rows: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.set_dtype(torch.float32)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def _keep(self, weight_I: Images, *columns_I: Tensor) -> None:
+        self.rows.append(torch.stack([c.float() for c in columns_I], dim=1)[weight_I > 0].flatten())
+
+    def _table(self) -> Float[Tensor, "N width"]:
+        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, dtype=torch.float32, device=self.device)
+        return rows.reshape(-1, self.width)
+
+
+class SigmaErrorSpearman(_Rows):
+    """Rank correlation of sigma with |mu - s|: does SSE-U know *which* images it reads badly? 0 it does not."""
+
+    higher_is_better = True
+    width = 3
 
     def update(self, mu: Images, log_var: Images, log10_gsd: Images, weight: Images) -> None:
         """Keeps three numbers per image whose GSD is known."""
-        row_I3 = torch.stack([log_var, (mu - log10_gsd).abs(), weight], dim=1).float()
-        self.rows.append(row_I3[weight > 0].flatten())
+        self._keep(weight, log_var, (mu - log10_gsd).abs(), weight)
 
     def compute(self) -> Tensor:
         """Weighted Spearman's rho in [-1, 1]; NaN below two images."""
-        if not len(self.rows):
-            return torch.tensor(torch.nan, device=self.device)
-        log_var_N, error_N, weight_N = dim_zero_cat(self.rows).reshape(-1, 3).unbind(1)
-        return weighted_spearman(log_var_N, error_N, weight_N).float()
+        return weighted_spearman(*self._table().unbind(1)).float()
 
 
-class GsdRecords(Metric):
+class GsdRecords(_Rows):
     """Every image's (s, mu, log_var, weight, has_scale_cue), gathered: what figures of SSE-U are drawn from."""
 
-    full_state_update = False
-    rows: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_dtype(torch.float32)
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
+    width = 5
 
     def update(self, mu: Images, log_var: Images, log10_gsd: Images, weight: Images, has_scale_cue: Cues) -> None:
         """Keeps the images whose GSD is known."""
-        row_I5 = torch.stack([log10_gsd, mu, log_var, weight, has_scale_cue.to(mu.dtype)], dim=1).float()
-        self.rows.append(row_I5[weight > 0].flatten())
+        self._keep(weight, log10_gsd, mu, log_var, weight, has_scale_cue)
 
     def compute(self) -> Float[Tensor, "N 5"]:
         """All ranks' rows; zero rows when nothing was kept."""
-        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, device=self.device)
-        return rows.reshape(-1, 5)
+        return self._table()
 
 
 def cue_tensor(trees: Sequence[TreeInfo], device: torch.device) -> Float[Tensor, " I"]:
     """`has_scale_cue` of trees as numbers: 1 true, 0 false, -1 unknown."""
-    return torch.tensor([-1.0 if t.has_scale_cue is None else float(t.has_scale_cue) for t in trees], device=device)
+    cues = [-1.0 if t.has_scale_cue is None else float(t.has_scale_cue) for t in trees]
+    return torch.tensor(cues, dtype=torch.float32, device=device)
 
 
 def sse_u_metrics() -> MetricCollection:

@@ -23,7 +23,8 @@ _EIGHT_BIT_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
 
 def image_size(data: bytes, ext: str, *, where: str) -> tuple[int, int]:
     """(width, height) from the header alone; `SampleError` where the header does not parse or breaks the cap."""
-    return _open(data, ext, where).size
+    width, height = _open(data, ext, where).size
+    return width, height
 
 
 def decode_rgb(data: bytes, ext: str, *, size: tuple[int, int], where: str) -> Image.Image:

@@ -27,7 +27,7 @@ class OpenGate(Gate):
 
     always_open = True
 
-    def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:
+    def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:  # noqa: ARG002
         """Ones; the layer does not even ask (`always_open`), only charts do."""
         return log10_gsd_G.new_ones(log10_gsd_G.shape[0], self.rank, dtype=torch.float32)
 
@@ -42,10 +42,10 @@ class BucketedGate(Gate):
             expert_of_rank_r[ranks] = expert
         edges = [math.log10(config.buckets.high_below_m), math.log10(config.buckets.mid_below_m)]
         self.register_buffer("expert_of_rank_r", expert_of_rank_r, persistent=False)
-        self.register_buffer("edges", torch.tensor(edges), persistent=False)
+        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
 
-    def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:
-        """1 for the ranks of the GSD's own tier, else 0; an edge belongs to the coarser tier, as in `TierBoundaries`."""
+    def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:  # noqa: ARG002
+        """1 for the ranks of the GSD's tier, else 0; an edge belongs to the coarser tier, as in `TierBoundaries`."""
         edges, expert_of_rank_r = self.get_buffer("edges"), self.get_buffer("expert_of_rank_r")
         expert_G = torch.bucketize(log10_gsd_G.float().contiguous(), edges, right=True)
         return (expert_G[:, None] == expert_of_rank_r).float()

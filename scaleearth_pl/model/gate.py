@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import RANK_TIER_BANDS, RANK_TIERS, TierBoundaries, rank_tier_sizes
+from scaleearth_pl.model.keep_dtype import KeepsDtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class GateConfig:
             )
 
 
-class Gate(nn.Module):
-    """Base of all gates: maps one Gaussian of log10 GSD per tree to one factor in [0, 1] per rank, in float32."""
+class Gate(KeepsDtype):
+    """Base of all gates: maps one Gaussian of log10 GSD per tree to one factor in [0, 1] per rank, always float32."""
 
     always_open: ClassVar[bool] = False
     """True where the factor is 1 whatever the GSD: the layer then skips gather and multiply, and *is* plain LoRA."""
@@ -95,15 +96,12 @@ class Gate(nn.Module):
 
 
 class ContinuousGate(Gate):
-    """The paper's gate, marginal over the uncertainty of s. Thresholds are float32 whatever the adapters' dtype.
-
-    In bfloat16 the smallest step of a threshold near 2 is 0.016 decades, more than an optimizer step.
-    """
+    """The paper's gate, marginal over the uncertainty of s. The thresholds [r] are all that it learns by default."""
 
     def __init__(self, config: GateConfig, rank: int) -> None:
         super().__init__(config, rank)
         self.thresholds = nn.Parameter(initial_thresholds(rank, tiers=config.tiers))
-        log_sharpness = torch.tensor(math.log(config.sharpness))
+        log_sharpness = torch.tensor(math.log(config.sharpness), dtype=torch.float32)
         self.log_sharpness = nn.Parameter(log_sharpness) if config.learn_sharpness else None
 
     @property
@@ -133,4 +131,4 @@ def initial_thresholds(rank: int, *, tiers: bool = True) -> Float[Tensor, " r"]:
 
 
 def _midpoints(low: float, high: float, n: int) -> Float[Tensor, " n"]:
-    return low + (high - low) * (torch.arange(n) + 0.5) / n
+    return low + (high - low) * (torch.arange(n, dtype=torch.float32) + 0.5) / n

@@ -7,16 +7,17 @@
 The levels are those that one vision pass leaves anyway: last hidden state, merger output, DeepStack levels; the paper
 says "a light head on ViT features" and no more. Mean *and* deviation, because scale shows in texture statistics:
 a forest at 0.3 m is high-contrast crowns, at 30 m an even green. LayerNorm is per level, after pooling: levels differ
-in size by orders of magnitude, and the ratio of deviation to mean inside one level is what must survive.
+in size by orders of magnitude, and the ratio of deviation to mean inside one level is what must survive. Its price: the
+overall size of a level is forgotten, so contrast shows only relative to other channels and to the mean.
 
 The log variance is bounded, so that neither one lucky image (var -> 0) nor one hopeless one can own the loss; bounded
 *softly*, raw -> c + h tanh((raw - c) / h) with c, h centre and half-width of the range, because a hard clamp has zero
-gradient outside and a head that strays there never returns. The slope stays above 0.65 for sigma in [0.04, 2] decades
+gradient outside and a head that strays there never returns. The slope stays above 0.6 for sigma in [0.04, 2] decades
 at the default range, and the head corrects for it, being linear in front of it.
 
 Always float32, under any autocast: an error of 0.01 decades is a label's sigma, and bfloat16 cannot say it at s = 2.
 
-Legend of shape suffixes: N tokens of one level, D its width, I rows (images, or trees), F all features.
+Legend of shape suffixes: N tokens of one level, D its width, G trees (images of one GSD), F all features.
 """
 
 import math
@@ -26,8 +27,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.model.keep_dtype import KeepsDtype
 
 MU_AT_START = math.log10(2.0)
 """The middle of 0.1 to 30 m in decades, roughly: an untrained head says 2 m ..."""
@@ -62,32 +65,29 @@ class GsdHeadConfig:
             )
 
 
-class GsdHead(nn.Module):
-    """Predicts a Gaussian of log10 GSD per image from pooled vision features.
+class GsdHead(KeepsDtype):
+    """Predicts a Gaussian of log10 GSD per tree from pooled vision features.
 
     Args:
-        feature_dims: width D of each level, in the order in which `forward` gets them.
         config: size and range.
+        feature_dims: width D of each level, in the order in which `forward` gets them.
     """
 
-    def __init__(self, feature_dims: Sequence[int], config: GsdHeadConfig) -> None:
+    def __init__(self, config: GsdHeadConfig, feature_dims: Sequence[int]) -> None:
         super().__init__()
         self.feature_dims, self.config = tuple(feature_dims), config
-        self.norms = nn.ModuleList(nn.LayerNorm(2 * dim) for dim in self.feature_dims)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * sum(self.feature_dims), config.hidden), nn.GELU(), nn.Linear(config.hidden, 2)
-        )
+        self.norms = nn.ModuleList(nn.LayerNorm(2 * dim, dtype=torch.float32) for dim in self.feature_dims)
+        self.first = nn.Linear(2 * sum(self.feature_dims), config.hidden, dtype=torch.float32)
+        self.last = nn.Linear(config.hidden, 2, dtype=torch.float32)
         self._start_at_prior()
 
     @torch.no_grad()
     def _start_at_prior(self) -> None:
         """Small last weights, so that every image starts close to the prior yet the first layer gets gradient."""
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
         centre, half = self._range
-        nn.init.normal_(last.weight, std=0.1 / math.sqrt(self.config.hidden))
+        nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(self.config.hidden))
         raw_log_var = centre + half * math.atanh((LOG_VAR_AT_START - centre) / half)
-        last.bias.copy_(torch.tensor([MU_AT_START, raw_log_var]))
+        self.last.bias.copy_(torch.tensor([MU_AT_START, raw_log_var], dtype=torch.float32))
 
     @property
     def _range(self) -> tuple[float, float]:
@@ -96,18 +96,17 @@ class GsdHead(nn.Module):
         return (low + high) / 2, (high - low) / 2
 
     def forward(
-        self, features: Sequence[Float[Tensor, "_ _"]], rows: Sequence[Int[Tensor, " _"]], n_rows: int
-    ) -> tuple[Float[Tensor, " I"], Float[Tensor, " I"]]:
-        """Pools every level over the tokens of a row and predicts.
+        self, features: Sequence[Float[Tensor, "_ _"]], rows: Sequence[Int[Tensor, " _"]], n_trees: int
+    ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+        """Pools every level over the tokens of a tree and predicts; several images of one tree share its GSD.
 
         Args:
             features: one [N, D] tensor per level, any float dtype.
-            rows: for each level the row of each of its tokens, in [0, n_rows): its image's index, or its tree's, which
-                pools several images of one GSD into one prediction.
-            n_rows: I, given by the host so that nothing waits for the device.
+            rows: for each level the tree of each of its tokens, in [0, n_trees).
+            n_trees: G, given by the host so that nothing waits for the device.
 
         Returns:
-            (mu_I in log10 metres, log_var_I in [log_var_min, log_var_max]), float32.
+            (mu_G in log10 metres, log_var_G in [log_var_min, log_var_max]), float32.
 
         Raises:
             ConfigError: another number of levels, or other widths, than the head was built for.
@@ -122,20 +121,20 @@ class GsdHead(nn.Module):
             )
         with torch.autocast(features[0].device.type, enabled=False):
             levels = zip(self.norms, features, rows, strict=True)
-            pooled_IF = torch.cat([norm(pool(x_ND.float(), row_N, n_rows)) for norm, x_ND, row_N in levels], dim=-1)
-            mu_I, raw_I = self.mlp(pooled_IF).unbind(-1)
+            pooled_GF = torch.cat([norm(pool(x_ND.float(), row_N, n_trees)) for norm, x_ND, row_N in levels], dim=-1)
+            mu_G, raw_G = self.last(gelu(self.first(pooled_GF))).unbind(-1)
             centre, half = self._range
-            return mu_I, centre + half * torch.tanh((raw_I - centre) / half)
+            return mu_G, centre + half * torch.tanh((raw_G - centre) / half)
 
 
-def pool(x_ND: Float[Tensor, "N D"], row_N: Int[Tensor, " N"], n_rows: int) -> Float[Tensor, "I 2*D"]:
-    """Mean and standard deviation over the tokens of each row; zeros for a row without tokens.
+def pool(x_ND: Float[Tensor, "N D"], row_N: Int[Tensor, " N"], n_trees: int) -> Float[Tensor, "G 2*D"]:
+    """Mean and standard deviation over the tokens of each tree; zeros for a tree without tokens.
 
     The deviation is two-pass (mean first), exact for features with a large offset, and its square root has an epsilon:
     an even image has deviation 0, where the root's slope is infinite.
     """
-    count_I1 = x_ND.new_zeros(n_rows).index_add_(0, row_N, x_ND.new_ones(len(row_N))).clamp(min=1)[:, None]
-    mean_ID = x_ND.new_zeros(n_rows, x_ND.shape[1]).index_add_(0, row_N, x_ND) / count_I1
-    centred_ND = x_ND - mean_ID.index_select(0, row_N)
-    var_ID = torch.zeros_like(mean_ID).index_add_(0, row_N, centred_ND**2) / count_I1
-    return torch.cat([mean_ID, torch.sqrt(var_ID + 1e-6) - 1e-3], dim=-1)
+    count_G1 = x_ND.new_zeros(n_trees).index_add_(0, row_N, x_ND.new_ones(len(row_N))).clamp(min=1)[:, None]
+    mean_GD = x_ND.new_zeros(n_trees, x_ND.shape[1]).index_add_(0, row_N, x_ND) / count_G1
+    centred_ND = x_ND - mean_GD.index_select(0, row_N)
+    var_GD = torch.zeros_like(mean_GD).index_add_(0, row_N, centred_ND**2) / count_G1
+    return torch.cat([mean_GD, torch.sqrt(var_GD + 1e-6) - 1e-3], dim=-1)

@@ -18,7 +18,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from scaleearth_pl.core.errors import ConfigError
 
@@ -51,10 +51,10 @@ def vlm_cross_entropy_sum(logits_NV: Float[Tensor, "N V"], target_N: Int[Tensor,
 
     A sum of bfloat16 terms stops growing after a few hundred of them. No supervised position gives 0, with a graph.
     """
-    return F.cross_entropy(logits_NV.float(), target_N, reduction="sum")
+    return cross_entropy(logits_NV.float(), target_N, reduction="sum")
 
 
-def lambda_eff(step: int, *, lambda_gsd: float, warmup_steps: int) -> float:
+def lambda_eff(step: int, lambda_gsd: float, warmup_steps: int) -> float:
     """Weight of the NLL at `step`: lambda_gsd * min(1, step / warmup_steps), linear from 0.
 
     With the vision tower frozen and the predictions detached for gating, the two losses share no trainable parameter:

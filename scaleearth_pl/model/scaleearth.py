@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.model.backbone import freeze
 from scaleearth_pl.model.gated_lora import AdapterConfig, GatedLoRALinear, ScaleState, attach, update_magnitude
-from scaleearth_pl.model.generate import greedy
+from scaleearth_pl.model.generate import greedy, prompts_only
 from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.losses import gaussian_nll, vlm_cross_entropy_sum
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
@@ -126,7 +126,7 @@ class ScaleEarth(nn.Module):
         merge = patches_I.sum() // levels[1].shape[0]
         rows = [patches_I] + [patches_I // merge] * (len(levels) - 1)
         tree_rows = [torch.repeat_interleave(batch.tree_of_image_I, n) for n in rows]
-        mu_G, log_var_G = self.gsd_head(levels, tree_rows, n_trees=batch.log10_gsd_G.shape[0])
+        mu_G, log_var_G = self.gsd_head(levels, tree_rows, batch.log10_gsd_G.shape[0])
         return mu_G, log_var_G
 
     def set_scale(
@@ -151,7 +151,9 @@ class ScaleEarth(nn.Module):
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
         self.set_scale(batch, mu_G, log_var_G, predicted_share=0.0)
-        return greedy(self.backbone, batch, features, max_new_tokens=max_new_tokens, set_rows=self.scale.set_rows)
+        return greedy(
+            self.backbone, prompts_only(batch), features, max_new_tokens=max_new_tokens, set_rows=self.scale.set_rows
+        )
 
     @staticmethod
     def exact_match(losses: TreeLosses, batch: TreeBatch) -> Bool[Tensor, " B"]:

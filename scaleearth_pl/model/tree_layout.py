@@ -7,9 +7,9 @@ Attention over trees needs three groupings of the same flat stream of T tokens:
     branches   one run per branch:  the branch alone               B runs   (it queries itself)
 
 A kernel without padding takes a run list as `rows` and cumulative lengths; one with padding takes `slot_rows`, a
-rectangle of N x max_len slots. Both are computed once, on the host, from five short vectors. The price is one copy of those
-vectors from the device per micro-batch (none if the batch is still on the host); in return no layer waits for the
-device, because every size below is a Python int.
+rectangle of N x max_len slots. Both are computed once, on the host, from five short vectors. The price is one copy of
+those vectors from the device per micro-batch (none if the batch is still on the host); in return no layer waits for
+the device, because every size below is a Python int.
 
 Legend: T tokens, G trees, B branches, N runs, R tokens of the runs, S = N x max_len slots, E empty slots, P longest
 prefix, L longest branch, C = P + L.
@@ -37,8 +37,8 @@ def _moved(record: Any, device: torch.device) -> dict[str, Any]:
 class Runs:
     """N runs of consecutive or scattered tokens; `rows_R` are their places in the flat stream, run after run.
 
-    The rectangle has `max_len` slots for each run: `slot_rows_S` is the row that fills each slot (row 0 where the slot is empty),
-    `slot_of_R` the slot of each row, `empty_E` the empty slots.
+    The rectangle has `max_len` slots for each run: `slot_rows_S` is the row that fills each slot (row 0 where it is
+    empty), `slot_of_R` the slot of each row, `empty_E` the empty slots.
     """
 
     rows_R: Int[Tensor, " R"]
@@ -46,8 +46,7 @@ class Runs:
     slot_rows_S: Int[Tensor, " S"]
     slot_of_R: Int[Tensor, " R"]
     empty_E: Int[Tensor, " E"]
-    n_runs: int
-    n_rows: int
+    lengths: tuple[int, ...]
     max_len: int
 
     @classmethod
@@ -67,10 +66,14 @@ class Runs:
             slot_rows_S=slot_rows_S,
             slot_of_R=slot_of_R,
             empty_E=(~filled_S).nonzero()[:, 0],
-            n_runs=n_runs,
-            n_rows=len(rows_R),
+            lengths=tuple(length_N.tolist()),
             max_len=max_len,
         )
+
+    @property
+    def n_runs(self) -> int:
+        """N."""
+        return len(self.lengths)
 
     @property
     def ragged(self) -> bool:
@@ -86,13 +89,14 @@ class Runs:
 class TreeLayout:
     """All index tables of a micro-batch; build it once by `from_batch` and hand it to every layer.
 
-    `order_T` finds token t in the concatenation of all prefix rows and all branch rows. `branch_len_B` and
-    `tree_of_branch_B` keep the order of the batch; so does `branches`.
+    `order_T` finds token t in the concatenation of all prefix rows and all branch rows. `seats` groups not tokens but
+    branches by tree: its rows are 0 .. B - 1 (decoding runs one token per branch).
     """
 
     prefixes: Runs
     by_tree: Runs
     branches: Runs
+    seats: Runs
     order_T: Int[Tensor, " T"]
     prefix_len_G: Int[Tensor, " G"]
     branch_len_B: Int[Tensor, " B"]
@@ -103,8 +107,8 @@ class TreeLayout:
         """Tables for `batch`, on its device.
 
         Raises:
-            ConfigError: a tree without prefix, an empty branch, branches that are not in the order of their trees, or tokens that
-                belong to no tree: the batch was not made by our collator.
+            ConfigError: a tree without prefix, an empty branch, branches that are not in the order of their trees, or
+                tokens that belong to no tree: the batch was not made by our collator.
         """
         device = batch.input_ids_T.device
         n_trees, n_branches = len(batch.prefix_len_G), len(batch.branch_len_B)
@@ -119,6 +123,7 @@ class TreeLayout:
             prefixes=Runs.from_lengths(prefix_rows, p_len_G).to(device),
             by_tree=Runs.from_lengths(branch_rows, per_tree_G).to(device),
             branches=Runs.from_lengths(branch_rows, b_len_B).to(device),
+            seats=Runs.from_lengths(torch.arange(n_branches), torch.bincount(tree_B, minlength=n_trees)).to(device),
             order_T=torch.cat((prefix_rows, branch_rows)).argsort().to(device, non_blocking=True),
             prefix_len_G=batch.prefix_len_G,
             branch_len_B=batch.branch_len_B,

@@ -24,7 +24,7 @@ from scaleearth_pl.core.errors import GsdError, IndexSchemaError, QuarantineLimi
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import IMAGE_FORMATS, image_size
-from scaleearth_pl.data.shards import (
+from scaleearth_pl.data.shard_index import (
     INDEX_NAME,
     INDEX_SCHEMA,
     MAX_MEMBER_BYTES,
@@ -133,7 +133,7 @@ def _refuse(info: tarfile.TarInfo, key: str, ext: str, groups: dict[str, dict[st
 def _check_end(path: Path, offset: int) -> None:
     # Python's tarfile takes a file cut at a member boundary for complete: only the end mark (zero blocks) tells.
     with open(path, "rb") as stream:
-        stream.seek(max(0, offset - tarfile.BLOCKSIZE))
+        stream.seek(offset)
         tail = stream.read()
     if len(tail) < tarfile.BLOCKSIZE or tail.strip(b"\0") or path.stat().st_size % tarfile.BLOCKSIZE:
         raise ShardError("tar file has no end mark: it was cut", file=path, field="bytes", value=path.stat().st_size)

@@ -125,8 +125,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
     for name in ("parts", "splits"):
         if given.get(name) is not None:
             given[name] = tuple(given[name])
-    report = import_rsvqa(RsvqaConfig(**given), out)
-    Console(stderr=True).print(report_table(report))
+    _print(import_rsvqa(RsvqaConfig(**given), out), stderr=True)
     return out
 
 
@@ -175,8 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScaleEarthError as error:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
         return 2
-    Console().print(report_table(report))
+    _print(report, stderr=False)
     return 0
+
+
+def _print(report: ImportReport, *, stderr: bool) -> None:
+    out = Console(stderr=stderr)
+    wide = out if out.is_terminal else Console(stderr=stderr, width=110)
+    wide.print(report_table(report))
 
 
 def _jobs(config: RsvqaConfig) -> Iterator[tuple[Part, Path, str]]:

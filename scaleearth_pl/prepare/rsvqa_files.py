@@ -129,12 +129,11 @@ def read_split(folder: Path, part: Part, split: str) -> RawSplit:
 
 
 def content_hash(files: Iterator[Path]) -> str:
-    """SHA-256 over the names and bytes of the JSON files: what the corpus was made from."""
+    """SHA-256 over the names and bytes of the JSON files: what the corpus was made from. `ConfigError` if one lacks."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(hashlib.sha256(_read(path)).digest())
     return digest.hexdigest()
 
 
@@ -151,6 +150,15 @@ def lon_lat_of_centre(corner_m: tuple[float, float], gsd_m: float, size: tuple[i
     return math.degrees(x_m / _MERCATOR_RADIUS_M), math.degrees(math.atan(math.sinh(y_m / _MERCATOR_RADIUS_M)))
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "RSVQA file is missing", file=path, remedy="unpack the official archive so that all three files are there"
+        ) from error
+
+
 def _active_rows(path: Path, kind: str) -> dict[int, dict[str, Any]]:
     def keep(row: dict[str, Any]) -> dict[str, Any] | None:
         if row.get("active") is False:
@@ -158,11 +166,7 @@ def _active_rows(path: Path, kind: str) -> dict[int, dict[str, Any]]:
         return {k: v for k, v in row.items() if k in _KEPT or k in _KEPT_ALSO}
 
     try:
-        table = json.loads(path.read_bytes(), object_hook=keep)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "RSVQA file is missing", file=path, remedy="unpack the official archive so that all three files are there"
-        ) from error
+        table = json.loads(_read(path), object_hook=keep)
     except ValueError as error:
         raise SampleError(f"RSVQA JSON does not parse: {error}", file=path, remedy="download the file again") from error
     if not isinstance(table, dict) or not isinstance(table.get(kind), list):

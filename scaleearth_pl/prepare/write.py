@@ -24,7 +24,7 @@ from scaleearth_pl.core.errors import ConfigError, DiskSpaceError, SampleError, 
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import image_size
-from scaleearth_pl.data.shards import INDEX_NAME, ShardIndex
+from scaleearth_pl.data.shard_index import INDEX_NAME, ShardIndex
 from scaleearth_pl.prepare.index import Scan, scan_shard, write_index
 
 DISK_RESERVE_BYTES = 64 * 2**20

@@ -25,7 +25,7 @@ from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.metrics import GroupedAccuracy
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
-from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, named_members
+from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups
 from scaleearth_pl.training.report import EvalReport, StepReport, merge_reports
 
 

@@ -69,7 +69,10 @@ def parameter_groups(config: OptimConfig, named: Mapping[str, Iterable[nn.Parame
         if not trainable:
             raise TargetModuleError("parameter group has nothing to train", field=name)
         lr = config.lr * config.lr_factors.get(name, 1.0)
-        for decay, members in ((True, [p for p in trainable if p.ndim > 1]), (False, [p for p in trainable if p.ndim < 2])):
+        for decay, members in (
+            (True, [p for p in trainable if p.ndim > 1]),
+            (False, [p for p in trainable if p.ndim < 2]),
+        ):
             if members:
                 weight_decay = config.weight_decay if decay else 0.0
                 groups.append({"params": members, "lr": lr, "weight_decay": weight_decay, "name": name})

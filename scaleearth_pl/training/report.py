@@ -39,8 +39,9 @@ class StepReport:
         lr: learning rate of every parameter group, by its name.
         grad_norm: L2 norm of every parameter group's gradient before clipping ('adapters', 'thresholds', 'sse_u' in
             stage 2, 'model' in stage 1).
-        n_questions: questions of this rank's step; n_tokens: tokens read; n_padded: tokens of them that are padding;
-        n_supervised: tokens of them that carry a target.
+        n_questions: questions of this rank's step.
+        n_tokens: tokens of its trees; n_padded: tokens computed besides, for nothing; n_supervised: tokens of the
+            trees that carry a target.
         log10_gsd: metadata s = log10(metres per pixel seen) of every image, NaN where unknown.
         mu: SSE-U's mean of s; log_var: its log variance (decades squared).
         nll_weight: trust in the metadata, divided by the parts that the image was split into; 0 where unknown.
@@ -116,9 +117,7 @@ def merge_reports(parts: Sequence[EvalReport]) -> EvalReport:
 
     No parts at all (a rank whose micro-batches were all fillers) give the empty report, with nothing to count.
     """
-    offsets = [0]
-    for part in parts:
-        offsets.append(offsets[-1] + len(part.trees))
+    offsets = list(itertools.accumulate((len(p.trees) for p in parts), initial=0))
     return EvalReport(
         vlm_loss_sum=torch.stack([p.vlm_loss_sum for p in parts]).sum() if parts else torch.zeros(()),
         n_supervised=torch.stack([p.n_supervised for p in parts]).sum() if parts else torch.zeros((), dtype=torch.long),
@@ -151,28 +150,3 @@ def _same_presence(**vectors: Tensor | None) -> None:
             value=present,
             remedy=f"give {', '.join(vectors)} together, or leave all None (stage 1)",
         )
-
-
-def merge_reports(reports: Sequence[EvalReport]) -> EvalReport:
-    """One report of several micro-batches: sums added, vectors joined, `branches[b].tree` renumbered."""
-    offsets = list(itertools.accumulate((len(r.trees) for r in reports), initial=0))
-    branches = [
-        replace(b, tree=b.tree + offset) for r, offset in zip(reports, offsets, strict=False) for b in r.branches
-    ]
-
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(r, name) for r in reports]
-        return None if values[0] is None else torch.cat(values)
-
-    return EvalReport(
-        vlm_loss_sum=torch.stack([r.vlm_loss_sum for r in reports]).sum(),
-        n_supervised=torch.stack([r.n_supervised for r in reports]).sum(),
-        trees=tuple(t for r in reports for t in r.trees),
-        branches=tuple(branches),
-        correct_B=torch.cat([r.correct_B for r in reports]),
-        predictions=tuple(p for r in reports for p in r.predictions),
-        log10_gsd=joined("log10_gsd"),
-        mu=joined("mu"),
-        log_var=joined("log_var"),
-        nll_weight=joined("nll_weight"),
-    )

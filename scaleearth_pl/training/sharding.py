@@ -1,7 +1,7 @@
 """FSDP2 for stage 1: every transformer block is a shard group, `ScaleEarth` is the root.
 
-Lightning's `ModelParallelStrategy` gives the device mesh; without it these functions do nothing. Stage 2 on GPUs is DDP:
-an NF4 8B model needs about 7 GB, and 4-bit weights under FSDP2 have an open corruption bug (bitsandbytes #1945).
+Lightning's `ModelParallelStrategy` gives the device mesh; without it these functions do nothing. Stage 2 on GPUs is
+DDP: an NF4 8B model needs about 7 GB, and 4-bit weights under FSDP2 have an open corruption bug (bitsandbytes #1945).
 """
 
 from typing import Any

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, gather_state_dict, save_backbone
+from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.optim import OptimConfig
-from scaleearth_pl.training.sharding import shard_backbone
+from scaleearth_pl.training.sharding import full_state_dict, shard_model
 
 
 class Stage1(TreeTraining):
@@ -49,7 +49,7 @@ class Stage1(TreeTraining):
             self.backbone_config, source=self.init_from, token_ids=self.datamodule.processor.token_ids
         )
         self.model = ScaleEarth(backbone=backbone)
-        shard_backbone(self, backbone)
+        shard_model(self, self.model)
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """One group: the whole model."""
@@ -57,9 +57,9 @@ class Stage1(TreeTraining):
 
     def on_train_end(self) -> None:
         """Writes `hf/` into the run folder, once, also under FSDP2 (gathered to rank 0)."""
-        state: dict[str, Any] = gather_state_dict(self.model.backbone)
+        state: dict[str, Any] = full_state_dict(self.model.backbone)
         if self.trainer.is_global_zero:
-            folder = Path(str(self.trainer.log_dir)) / "hf"
+            folder = Path(self.trainer.default_root_dir) / "hf"
             save_backbone(self.model.backbone, folder, state_dict=state)
             self.datamodule.processor.save(folder)
         self.trainer.strategy.barrier()

@@ -1,12 +1,12 @@
 """Stage 2: CS-HLoRA and SSE-U on the frozen 4-bit backbone, the paper's Figures 8 and 9.
 
 Starts from stage 1's folder through `init_from` (never through `--ckpt_path`, which would bring stage 1's own
-settings along). A, B, the gate thresholds and SSE-U train; vision tower, merger, embeddings, LLM and lm_head are frozen.
+settings along). A, B, thresholds and SSE-U train; vision tower, merger, embeddings, LLM and lm_head are frozen.
 The total is L = L_VLM + lambda_eff * L_NLL. With the vision tower frozen and the prediction detached before it reaches
 the gate, the two losses share no trainable parameter: lambda_eff only scales SSE-U's own gradient, and is not tuned.
 """
 
-import os
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
-from scaleearth_pl.model.adapter_io import load_adapter_into, save_adapter
+from scaleearth_pl.model.adapter_io import AdapterMeta, apply_adapter, load_adapter, save_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
@@ -23,6 +23,7 @@ from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.optim import OptimConfig
+from scaleearth_pl.training.provenance import current_commit
 
 
 class Stage2(TreeTraining):
@@ -82,7 +83,7 @@ class Stage2(TreeTraining):
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
         )
         if self.adapter is not None:
-            load_adapter_into(self.model, Path(self.adapter))
+            apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Adapters, thresholds (where the gate learns) and SSE-U (where there is one)."""
@@ -95,7 +96,8 @@ class Stage2(TreeTraining):
 
     def lambda_eff(self) -> float:
         """lambda_gsd times its ramp."""
-        return lambda_eff(self.global_step, self.lambda_gsd, round(self.nll_warmup_share * self.total_steps))
+        warmup_steps = round(self.nll_warmup_share * self.total_steps)
+        return lambda_eff(self.global_step, lambda_gsd=self.lambda_gsd, warmup_steps=warmup_steps)
 
     def predicted_share(self) -> float:
         """Share of trees gated by the prediction: 0 until SSE-U's warm-up is over."""
@@ -125,15 +127,41 @@ class Stage2(TreeTraining):
     def on_train_end(self) -> None:
         """Writes `adapter/` into the run folder, once."""
         if self.trainer.is_global_zero:
-            save_adapter(self.model, Path(str(self.trainer.log_dir)) / "adapter", self.adapter_metadata())
+            head = self.model.gsd_head
+            save_adapter(
+                Path(self.trainer.default_root_dir) / "adapter",
+                adapters=self.model.adapters,
+                gsd_head_state={} if head is None else head.state_dict(),
+                meta=self.adapter_meta(),
+            )
         self.trainer.strategy.barrier()
 
-    def adapter_metadata(self) -> dict[str, Any]:
-        """What `scaleearth.json` records beside the weights."""
-        return {
-            "base": str(self.init_from or self.backbone_config.source),
-            "quantise": self.backbone_config.quantise,
-            "dtype": self.backbone_config.dtype,
-            "commit": os.environ.get("SCALEEARTH_COMMIT", "unknown"),
-            "steps": self.global_step,
-        }
+    def adapter_meta(self) -> AdapterMeta:
+        """Everything a loader of the adapter must know."""
+        source = self.init_from or self.backbone_config.source
+        head = self.model.gsd_head
+        return AdapterMeta(
+            adapters=self.adapter_config,
+            sse_u=self.head_config,
+            sse_u_dims=() if head is None else tuple(head.feature_dims),
+            resolver=self.resolver_config,
+            base_path=str(source),
+            base_hash=base_hash(source),
+            quantisation=self.backbone_config.quantise,
+            commit=current_commit(),
+            extra={"dtype": self.backbone_config.dtype, "steps": self.global_step},
+        )
+
+
+def base_hash(source: str) -> str:
+    """SHA-256 over the names and bytes of a local folder's weight files; 'hub' for a name."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -70,7 +70,8 @@ def board(trainer: Trainer) -> SummaryWriter | None:
         return None
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            return logger.experiment
+            writer: SummaryWriter = logger.experiment
+            return writer
     return None
 
 

@@ -1,8 +1,7 @@
-"""Writes `run.json` and `gates.json` into the run folder: what evaluation needs to know of a run besides its answers."""
+"""Writes `run.json` and `gates.json` into the run folder: what evaluation needs to know of a run."""
 
 import importlib.metadata
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from scaleearth_pl.core.gsd import RANK_TIERS, log10_gsd, rank_tier_sizes
 from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.provenance import current_commit
 
 GATE_SCALES_M = (0.1, 1.0, 10.0, 30.0)
 """GSDs at which the mean gate of each rank tier is recorded."""
@@ -80,19 +80,3 @@ def mean_gates(model: Any) -> dict[str, dict[str, float]]:
     tiers_MrS = model.gate_values(scales).split(rank_tier_sizes(model.rank), dim=1)
     means = {name: part.mean(dim=(0, 1)).tolist() for name, part in zip(RANK_TIERS, tiers_MrS, strict=True)}
     return {f"{m:g}": {name: round(means[name][i], 4) for name in RANK_TIERS} for i, m in enumerate(GATE_SCALES_M)}
-
-
-def current_commit() -> str:
-    """Commit of the code that runs, with `-dirty` where files differ; 'unknown' outside a git checkout."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

@@ -1,0 +1,209 @@
+"""`python -m scaleearth_pl.evaluation.compare OURS --twin plain_lora=DIR ... --out comparison.json`: did scale help?
+
+Differences of accuracy on the *same questions*, with intervals over places (`bootstrap.py`): overall, by family (the
+headline is scale_specific), by tier, by type. Runs that answered other questions, or grew from another stage 1, are
+refused: no number is better than a number about two different things.
+
+A gate-off twin is not told the GSD, so beating it says that GSD helps, not that gating does; that is said by
+`gsd_text` and `bucketed`. Several seeds: give several OURS and repeat `--twin NAME=DIR` in the same order. They are
+reported one by one, and together as the mean over seeds per question; that interval covers the choice of places, not
+the choice of seeds.
+
+Writes comparison.json (summary.json of the first OURS plus `versus`), comparison_details.json (floors and every run's
+accuracies) and a chart beside it.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.evaluation.bootstrap import Interval, place_bootstrap
+from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means
+from scaleearth_pl.evaluation.predictions import Prediction, RunFolder, write_json
+from scaleearth_pl.evaluation.summary import parse_seconds, summarise
+from scaleearth_pl.evaluation.tables import console, summary_tables, versus_table
+from scaleearth_pl.evaluation.versus_figure import save_versus_figure
+
+TWINS = ("plain_lora", "gsd_text", "bucketed")
+IMAGE_ONLY_TWIN = "plain_lora"
+"""The twin that sees image and question but is not told the GSD: its accuracy is the image-only floor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`document` is comparison.json, `details` its companion."""
+
+    document: dict[str, Any]
+    details: dict[str, Any]
+
+
+def compare(
+    ours: Sequence[RunFolder],
+    twins: Mapping[str, Sequence[RunFolder]],
+    *,
+    corpus_root: Path | None = None,
+    seconds: Mapping[str, float | None] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compares runs pairwise by seed.
+
+    Args:
+        ours: one run per seed.
+        twins: runs of every twin, by name, in the order of `ours`.
+        corpus_root: `data_shards/<corpus>`, for the floors that need its questions.
+        seconds: figures measured outside, by name.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: no twin, unequal numbers of seeds, other questions, or another stage 1.
+    """
+    if not ours or not twins:
+        raise ConfigError("nothing to compare", field="twin", value=list(twins), remedy="give --twin NAME=DIR")
+    for name, runs in twins.items():
+        _check_pairs(name, ours, runs)
+    plain = twins[IMAGE_ONLY_TWIN][0].predictions if IMAGE_ONLY_TWIN in twins else None
+    summary = summarise(ours[0], corpus_root=corpus_root, image_only=plain, seconds=seconds)
+    versus = {name: _versus(ours, runs, seed) for name, runs in twins.items()}
+    accuracies = {name: [_accuracies(run) for run in runs] for name, runs in {"ours": ours, **twins}.items()}
+    return Comparison(
+        document={**summary.document, "versus": versus},
+        details={**summary.details, "accuracies_by_seed": accuracies},
+    )
+
+
+def write_comparison(out: Path, comparison: Comparison) -> None:
+    """Writes `out`, `<out stem>_details.json` and `<out stem>.png`."""
+    write_json(out, comparison.document)
+    write_json(out.with_name(f"{out.stem}_details.json"), comparison.details)
+    save_versus_figure(out.with_suffix(".png"), comparison.document["versus"])
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The versus table, then the tables of the first OURS."""
+    return [versus_table(comparison.document["versus"]), *summary_tables(comparison.document, comparison.details)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scaleearth_pl.evaluation.compare", description="Ours and its twins."
+    )
+    parser.add_argument("ours", type=Path, nargs="+", help="run folder of the gated model; several are seeds")
+    parser.add_argument(
+        "--twin", action="append", default=[], metavar="NAME=DIR", help=f"one of {TWINS}; repeat for seeds, in order"
+    )
+    parser.add_argument("--out", type=Path, default=Path("comparison.json"), help="where the document goes")
+    parser.add_argument("--corpus", type=Path, help="data_shards/NAME, for the floors that need its questions")
+    parser.add_argument("--seconds", nargs="+", default=[], metavar="NAME=S", help="measured outside, as in summary")
+    parser.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resampling")
+    args = parser.parse_args(argv)
+    try:
+        comparison = compare(
+            [RunFolder.load(path) for path in args.ours],
+            parse_twins(args.twin),
+            corpus_root=args.corpus,
+            seconds=parse_seconds(args.seconds),
+            seed=args.bootstrap_seed,
+        )
+        write_comparison(args.out, comparison)
+    except ScaleEarthError as error:
+        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        return 2
+    for table in comparison_tables(comparison):
+        console().print(table)
+    return 0
+
+
+def parse_twins(pairs: Sequence[str]) -> dict[str, list[RunFolder]]:
+    """`["plain_lora=runs/plain/latest", ...]` as loaded runs by name; `ConfigError` for an unknown name."""
+    twins: dict[str, list[RunFolder]] = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if name not in TWINS or not path:
+            raise ConfigError(
+                "a twin is given as NAME=DIR", field="twin", value=pair, remedy=f"NAME is one of {', '.join(TWINS)}"
+            )
+        twins.setdefault(name, []).append(RunFolder.load(Path(path)))
+    return twins
+
+
+def _versus(ours: Sequence[RunFolder], runs: Sequence[RunFolder], seed: int) -> dict[str, Any]:
+    reference = ours[0].predictions
+    ours_SN = [correctness(_aligned(run, reference)) for run in ours]
+    twin_SN = [correctness(_aligned(run, reference)) for run in runs]
+    difference_SN = [a - b for a, b in zip(ours_SN, twin_SN, strict=True)]
+    together = _intervals(np.mean(difference_SN, axis=0), reference, seed)
+    seeds = []
+    for i, difference_N in enumerate(difference_SN):
+        seeds.append(
+            {
+                **_intervals(difference_N, reference, seed)["overall"].as_json(),
+                "accuracy_ours": float(ours_SN[i].mean()),
+                "accuracy_twin": float(twin_SN[i].mean()),
+                "run_ours": str(ours[i].path),
+                "run_twin": str(runs[i].path),
+            }
+        )
+    groups = {name: {**interval.as_json(), "n_places": interval.n_places} for name, interval in together.items()}
+    return {**together["overall"].as_json(), "groups": groups, "seeds": seeds}
+
+
+def _intervals(value_N: NDArray[np.float64], rows: Sequence[Prediction], seed: int) -> dict[str, Interval]:
+    return place_bootstrap(value_N, [row.place_id for row in rows], group_masks(rows), seed=seed)
+
+
+def _accuracies(run: RunFolder) -> dict[str, Any]:
+    return {"run": str(run.path), **group_means(correctness(run.predictions), group_masks(run.predictions))}
+
+
+def _aligned(run: RunFolder, reference: Sequence[Prediction]) -> list[Prediction]:
+    by_key = {row.key: row for row in run.predictions}
+    return [by_key[row.key] for row in reference]
+
+
+def _check_pairs(name: str, ours: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
+    if len(runs) != len(ours):
+        raise ConfigError(
+            "ours and twin need the same number of seeds",
+            field=f"twin {name}",
+            value=(len(ours), len(runs)),
+            remedy="give one twin run per OURS, in the same order",
+        )
+    for run in (*ours[1:], *runs):
+        _check_same_questions(ours[0], run)
+    for mine, other in zip(ours, runs, strict=True):
+        first, second = mine.run.stage1, other.run.stage1
+        if first and second and Path(first).resolve() != Path(second).resolve():
+            raise ConfigError(
+                "the twin grew from another stage 1",
+                file=other.path,
+                field="stage1",
+                value=(first, second),
+                remedy="train every variant with the same init_from",
+            )
+
+
+def _check_same_questions(reference: RunFolder, run: RunFolder) -> None:
+    mine = {row.key: (row.question, row.answer, row.place_id) for row in reference.predictions}
+    other = {row.key: (row.question, row.answer, row.place_id) for row in run.predictions}
+    if mine == other:
+        return
+    only = sorted(mine.keys() ^ other.keys()) or sorted(key for key in mine if mine[key] != other[key])
+    raise ConfigError(
+        f"runs were not evaluated on the same questions: {len(only)} differ",
+        file=run.path,
+        field="(image_id, qa_id)",
+        value=only[0],
+        remedy=f"test both on the same corpus and split as {reference.path}",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,173 @@
+"""Files of the `adapter/` folder: JSON, tensors, checksums, replacing a folder whole. Nothing here knows a LoRA.
+
+A folder is written beside its target and renamed into place, so a reader sees the old one or the new one, never a
+mixture. A folder cannot be renamed over another, so between two renames the target is, for microseconds, absent; a
+crash just there leaves the old one as `.<name>.previous`, and the message of the failed load says so.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, ScaleEarthError
+
+
+@contextmanager
+def replacing(folder: Path, n_bytes: int) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `folder` if the block ends without an error.
+
+    Raises:
+        DiskSpaceError: the disk has less than `n_bytes` left.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < n_bytes:
+        raise DiskSpaceError(f"{n_bytes} bytes to write", file=folder, value=free, remedy="free some space")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new, previous = Path(scratch) / folder.name, _previous(folder)
+        new.mkdir()
+        yield new
+        for path in (*new.iterdir(), new):
+            _flush(path)
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, previous)
+        os.replace(new, folder)
+        _flush(folder.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _flush(path: Path) -> None:
+    """Waits until the disk has it: a rename that outlives its data is worse than none."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, row: Mapping[str, Any]) -> None:
+    """Indented, in the given order; NaN is refused."""
+    path.write_text(json.dumps(row, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `CheckpointError` if the file is missing or holds anything else."""
+    _demand(path)
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"JSON does not parse: {error}", file=path, remedy="copy the folder again") from error
+    if not isinstance(row, dict):
+        raise CheckpointError("JSON is not an object", file=path, value=type(row).__name__)
+    return row
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, copied from wherever the tensors are."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the host; raises `CheckpointError` if it is missing or cut."""
+    _demand(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"not a safetensors file: {error}", file=path, remedy="copy the folder again") from error
+    return tensors
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes; raises `CheckpointError` if it is missing."""
+    _demand(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _demand(path: Path) -> None:
+    if path.is_file():
+        return
+    previous = _previous(path.parent)
+    remedy = f"a writer died: rename {previous} to {path.parent.name}" if previous.is_dir() else "give another folder"
+    raise CheckpointError("adapter folder lacks a file", file=path, remedy=remedy)
+
+
+def parse_dataclass(cls: Any, row: object, file: Path, where: str = "") -> Any:
+    """`cls` from a JSON object that holds exactly its fields, nested dataclasses included.
+
+    Raises:
+        CheckpointError: another set of keys, or a value that the dataclass refuses.
+    """
+    expected = {f.name for f in fields(cls)}
+    if not isinstance(row, dict) or set(row) != expected:
+        differing = sorted(set(row) ^ expected) if isinstance(row, dict) else row
+        raise CheckpointError(
+            f"settings of {cls.__name__} have missing or unexpected keys",
+            file=file,
+            field=where or "the whole object",
+            value=differing,
+            remedy="written by another version: use that one, or write the folder again",
+        )
+    hints = get_type_hints(cls)
+    values = {name: _parse_value(hints[name], value, file, f"{where}.{name}".strip(".")) for name, value in row.items()}
+    try:
+        return cls(**values)
+    except ScaleEarthError as error:
+        raise CheckpointError(f"settings are refused: {error}", file=file, field=where) from error
+
+
+def _parse_value(hint: object, value: object, file: Path, where: str) -> object:
+    """JSON has neither tuples nor dataclasses; the annotation says which is meant."""
+    for option in (hint, *get_args(hint)):
+        if is_dataclass(option) and isinstance(value, dict):
+            return parse_dataclass(option, value, file, where)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_keys(found: Iterable[str], expected: Iterable[str], file: Path) -> None:
+    """Raises `CheckpointError` unless both sets of keys are equal."""
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{len(missing)} keys missing, {len(unexpected)} unexpected",
+            file=file,
+            field=(missing + unexpected)[0],
+            value={"missing": missing[:3], "unexpected": unexpected[:3]},
+            remedy="use the folder with the configuration that it was trained with",
+        )
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], file: Path) -> None:
+    """Raises `CheckpointError` unless keys and shapes are equal."""
+    check_keys(found, expected, file)
+    for key, shape in expected.items():
+        check_same(file, key, tuple(shape), tuple(found[key].shape))
+
+
+def check_same(file: Path, name: str, ours: object, theirs: object) -> None:
+    """Raises `CheckpointError` unless the folder's value (`theirs`) is the model's."""
+    if ours != theirs:
+        raise CheckpointError(
+            f"adapter folder does not fit: expected {ours!r}",
+            file=file,
+            field=name,
+            value=theirs,
+            remedy="build the model with the settings in scaleearth.json",
+        )

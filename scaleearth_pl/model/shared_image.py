@@ -1,0 +1,137 @@
+"""One image, many questions: how a tree batch passes through Qwen3-VL, whose source we do not touch.
+
+Four public seams of transformers carry it:
+
+- `AttentionInterface.register` makes `scaleearth_tree` an attention implementation of the language model; the vision
+  tower stays on "sdpa".
+- `AttentionMaskInterface.register` under the same name returns no mask. Without it transformers would guess packed
+  documents from position ids that restart, and branches would lose the image without a word.
+- Keyword arguments of `forward` that nobody consumes reach the attention function of every layer, also when activation
+  checkpointing runs a layer again. So the layout travels as `tree_layout`, not as global state.
+- `mm_encoder_outputs` takes ready vision features: one vision pass per image feeds both SSE-U and the LLM, DeepStack
+  levels included. Features are in the order of the images, which must be the order of their placeholders in the stream.
+
+`lm_head` is not called here: the caller applies it at supervised positions only (0.55 GB instead of 4 GB of logits
+at 8B and 8k tokens).
+
+Legend: T tokens, P patches, D numbers per patch, I images, H query heads, J key heads, W hidden width.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from scaleearth_pl.core.batch import TreeBatch
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.model.tree_attention import tree_attention
+from scaleearth_pl.model.tree_layout import TreeLayout
+
+__all__ = ["TREE_ATTENTION", "LayerCache", "TreeLayout", "dense_tree_mask", "encode_images", "hidden_states"]
+
+TREE_ATTENTION = "scaleearth_tree"
+"""Name of the attention implementation in transformers' registry."""
+
+
+class LayerCache(Protocol):
+    """What may stand between a layer and its attention: packed generation keeps keys and values there."""
+
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, layout: TreeLayout, scale: float
+    ) -> Tensor:
+        """Attention output [T, H, D] of one layer."""
+        ...
+
+
+def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: Int[Tensor, "I 3"]) -> Any:
+    """One pass of the vision tower.
+
+    Args:
+        model: a `Qwen3VLForConditionalGeneration`.
+        pixel_values_PD: patches of all images, one image after the other.
+        grid_I3: patches per image in time, height, width.
+
+    Returns:
+        transformers' vision output: `last_hidden_state` [P, tower width], `pooler_output` (a tensor [tokens, W] per
+        image) and `deepstack_features` (such a list per level). None if there is no image.
+    """
+    if grid_I3.shape[0] == 0:
+        return None
+    return model.model.get_image_features(pixel_values_PD, grid_I3, return_dict=True)
+
+
+def hidden_states(
+    model: Any, batch: TreeBatch, features: Any, layout: TreeLayout, *, cache: LayerCache | None = None
+) -> Float[Tensor, "T W"]:
+    """Final hidden states of every token, each seeing only what its tree allows.
+
+    Args:
+        model: a `Qwen3VLForConditionalGeneration` with attention `scaleearth_tree`.
+        batch: the trees.
+        features: what `encode_images` returned for the images of this batch.
+        layout: `TreeLayout.from_batch(batch)`.
+        cache: keeps keys and values for generation; None in training.
+    """
+    output = model.model(
+        input_ids=batch.input_ids_T[None],
+        position_ids=batch.position_ids_3T[:, None],
+        attention_mask=None,
+        use_cache=False,
+        mm_encoder_outputs=None if features is None else {"image": features},
+        tree_layout=layout,
+        tree_cache=cache,
+    )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+def dense_tree_mask(batch: TreeBatch) -> Bool[Tensor, "T T"]:
+    """True where a token (row) sees a token (column): the definition that the fast forms are tested against."""
+    n_tokens, device = batch.input_ids_T.shape[0], batch.input_ids_T.device
+    branch_T = torch.full((n_tokens,), -1, device=device)
+    for i, (start, length) in enumerate(zip(batch.branch_start_B.tolist(), batch.branch_len_B.tolist(), strict=True)):
+        branch_T[start : start + length] = i
+    tree_T = batch.tree_of_token_T
+    same_tree = tree_T[:, None] == tree_T[None]
+    visible = (branch_T[None] == -1) | (branch_T[:, None] == branch_T[None])
+    causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device).tril()
+    return same_tree & visible & causal
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    tree_layout: TreeLayout | None = None,
+    tree_cache: LayerCache | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The registered function; transformers' signature, hence the open keywords (position ids and the like)."""
+    if tree_layout is None or attention_mask is not None or dropout:
+        raise ConfigError(
+            "tree attention needs a layout, no mask and no dropout",
+            field="tree_layout, attention_mask, dropout",
+            value=(tree_layout is not None, attention_mask is not None, dropout),
+            remedy="call hidden_states or greedy; for plain sequences model.set_attn_implementation('sdpa')",
+        )
+    q_THD, k_TJD, v_TJD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if tree_cache is None:
+        out_THD = tree_attention(q_THD, k_TJD, v_TJD, tree_layout, scale=scaling)
+    else:
+        out_THD = tree_cache.attend(module.layer_idx, q_THD, k_TJD, v_TJD, tree_layout, scaling)
+    return out_THD[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Tree attention knows from its layout what each token sees."""
+
+
+AttentionInterface.register(TREE_ATTENTION, _attention)
+AttentionMaskInterface.register(TREE_ATTENTION, _no_mask)

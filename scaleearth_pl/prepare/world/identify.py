@@ -1,0 +1,114 @@
+"""Identification questions: what the image alone decides, at any GSD."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from scaleearth_pl.prepare.world.questions import Candidate, gsd_bin
+from scaleearth_pl.prepare.world.render import Picture
+from scaleearth_pl.prepare.world.scene import COVER, Building, Ribbon
+from scaleearth_pl.prepare.world.sight import PRESENT, Sight
+from scaleearth_pl.prepare.world.wording import say
+
+CARS_BELOW_M = 0.9
+"""GSD up to which a car, 1.8 m wide, covers two pixels: only there is its absence a fact about the place."""
+THINGS = {
+    "a road": (("road",), ("road", "town")),
+    "a building": (("roof",), ("roof", "town")),
+    "water": (("water",), ("river", "lake", "sea")),
+    "trees": (("trees",), ("forest", "town")),
+    "a field": (("field",), ("field", "garden")),
+}
+"""Covers that show a thing, and the kinds of objects that might hide some of it."""
+OBJECTS = {"a river": "river", "a lake": "lake", "a town": "town", "an island": "island"}
+COUNTED = {"buildings": "roof", "lakes": "lake", "islands": "island"}
+WAYS = ("east-west", "northwest-southeast", "north-south", "northeast-southwest")
+
+
+def identify(sight: Sight, picture: Picture, image_id: str) -> Iterator[Candidate]:
+    """All identification candidates of an image."""
+    yield from land_cover(sight, image_id)
+    yield from presence(sight, image_id)
+    yield from sides(sight, picture, image_id)
+    yield from orientation(sight, image_id)
+    yield from counts(sight, image_id)
+    town = sight.share_of_kind("town")
+    if town > 0.35 or (town == 0 and not sight.near("town")):
+        yield candidate(sight, "setting", say("setting", image_id), "urban" if town > 0 else "rural", "")
+
+
+def candidate(sight: Sight, kind: str, question: str, answer: str, about: str) -> Candidate:
+    """An identification question, balanced per thing and GSD bin."""
+    cell = (kind, about, gsd_bin(sight.view.gsd_m))
+    return Candidate(type=kind, family="identification", question=question, answer=answer, cell=cell, value=answer)
+
+
+def land_cover(sight: Sight, image_id: str) -> Iterator[Candidate]:
+    """The commonest cover, where it is clear; a town seen from afar is one cover, from near it is what it consists of."""
+    shares = dict(sight.cover_share)
+    if sight.view.gsd_m >= 1.0:
+        town = sight.share_of_kind("town")
+        for cover in ("roof", "road", "grass", "car", "town"):
+            shares[cover] = max(0.0, shares[cover] - town) if cover != "town" else town
+    first, second = sorted(shares, key=lambda name: -shares[name])[:2]
+    if shares[first] >= 0.4 and shares[second] <= 0.7 * shares[first] and first != "car":
+        yield candidate(sight, "land_cover", say("land_cover", image_id), first, "")
+
+
+def presence(sight: Sight, image_id: str) -> Iterator[Candidate]:
+    """Is there ...? Asked where it clearly is or is not."""
+    for thing, (covers, kinds) in THINGS.items():
+        share = sum(sight.cover_share[c] for c in covers)
+        hidden = sight.near(*kinds) or (thing == "trees" and sight.scene.trees > 0 and sight.view.gsd_m > 3.0)
+        yield from yes_or_no(sight, thing, share, hidden, image_id)
+    for thing, kind in OBJECTS.items():
+        yield from yes_or_no(sight, thing, sight.share_of_kind(kind), sight.near(kind), image_id)
+    if sight.view.gsd_m <= CARS_BELOW_M:
+        yield from yes_or_no(sight, "a car", 4 * sight.cover_share["car"], False, image_id)
+
+
+def yes_or_no(sight: Sight, thing: str, share: float, hidden: bool, image_id: str) -> Iterator[Candidate]:
+    """Yes from `PRESENT` on, no if nothing shows or could show."""
+    if share >= PRESENT or (share == 0 and not hidden):
+        question = say("presence", f"{image_id}|{thing}", thing=thing)
+        yield candidate(sight, "presence", question, "yes" if share else "no", thing)
+
+
+def sides(sight: Sight, picture: Picture, image_id: str) -> Iterator[Candidate]:
+    """On which side the water, trees or field lies, where it is clearly on one."""
+    for thing in ("water", "trees", "town", "field"):
+        if not 0.06 <= sight.cover_share[thing] <= 0.55:
+            continue
+        rows, columns = np.nonzero(picture.cover_NN == COVER[thing])
+        n = picture.cover_NN.shape[0]
+        right, low = 2 * columns.mean() / (n - 1) - 1, 2 * rows.mean() / (n - 1) - 1
+        if max(abs(right), abs(low)) >= 0.3 and min(abs(right), abs(low)) <= 0.5 * max(abs(right), abs(low)):
+            answer = ("right" if right > 0 else "left") if abs(right) > abs(low) else ("bottom" if low > 0 else "top")
+            yield candidate(sight, "side", say("side", f"{image_id}|{thing}", thing=thing), answer, thing)
+
+
+def orientation(sight: Sight, image_id: str) -> Iterator[Candidate]:
+    """Does the road run north-south? About a right direction and about the one square to it."""
+    for subject, _ in sight.measured:
+        if isinstance(subject.thing, Ribbon) and subject.noun in ("road", "river"):
+            ribbon, view = subject.thing, sight.view
+            u = view.x_m * math.cos(ribbon.angle) + view.y_m * math.sin(ribbon.angle)
+            turn = math.degrees(ribbon.point(u)[2]) % 180
+            way = round(turn / 45)
+            if abs(turn - 45 * way) <= 14:
+                for answer, index in (("yes", way % 4), ("no", (way + 2) % 4)):
+                    question = say("orientation", f"{image_id}|{index}", noun=subject.noun, way=WAYS[index])
+                    yield candidate(sight, "orientation", question, answer, f"{subject.noun} {WAYS[index]}")
+
+
+def counts(sight: Sight, image_id: str) -> Iterator[Candidate]:
+    """How many ... where each is seen whole and no smaller than a few pixels, and no town adds its own."""
+    if sight.near("town"):
+        return
+    for things, kind in COUNTED.items():
+        bodies = [t for t in sight.scene.things if t.kind == kind and sight.near_thing(t)]
+        areas = [(t, sight.code_share[t.code] * sight.view.footprint_m**2) for t in bodies]
+        whole = [t for t, area in areas if area >= 0.9 * t.area_m2 and math.sqrt(t.area_m2) >= 4 * sight.view.gsd_m]
+        if bodies and len(whole) == len(bodies) and len(whole) <= 5:
+            yield candidate(sight, "count", say("count", f"{image_id}|{things}", things=things), str(len(whole)), things)

@@ -1,0 +1,69 @@
+"""Colours of the world, levels 0 to 255, and how strongly each cover shows the texture of the ground."""
+
+import numpy as np
+
+from scaleearth_pl.prepare.world.canvas import F32, Colour
+from scaleearth_pl.prepare.world.scene import COVERS
+
+GROUND: dict[str, Colour] = {
+    "field": (134, 134, 84),
+    "grass": (104, 122, 70),
+    "soil": (176, 146, 108),
+    "snow": (226, 231, 237),
+    "water": (38, 66, 88),
+    "trees": (46, 68, 38),
+    "sand": (206, 190, 152),
+}
+CROPS: F32 = np.array(
+    [
+        (96, 128, 58),  # young cereals
+        (70, 106, 48),  # maize
+        (178, 162, 98),  # ripe wheat
+        (204, 188, 132),  # stubble
+        (128, 100, 72),  # ploughed
+        (112, 88, 66),  # wet plough
+        (120, 138, 70),  # pasture
+        (182, 176, 66),  # rapeseed
+        (150, 150, 92),  # fallow
+        (88, 116, 66),  # beet
+    ],
+    np.float32,
+)
+CROP_ROWS: F32 = np.array([5, 13, 7, 6, 9, 8, 0, 3, 2, 12], np.float32)
+"""Height of the plant rows on every crop."""
+ROOFS: F32 = np.array(
+    [
+        (156, 84, 62),
+        (172, 104, 76),
+        (134, 76, 60),
+        (120, 116, 114),
+        (92, 90, 94),
+        (186, 180, 172),
+        (206, 204, 200),
+        (146, 128, 112),
+    ],
+    np.float32,
+)
+CARS: F32 = np.array(
+    [(228, 228, 230), (42, 42, 46), (150, 30, 30), (40, 62, 120), (170, 172, 176), (96, 98, 104)], np.float32
+)
+WATER: dict[str, Colour] = {"river": (58, 80, 84), "lake": (36, 62, 78), "sea": (28, 64, 98)}
+ASPHALT: Colour = (108, 108, 110)
+DIRT: Colour = (172, 150, 116)
+PAINT: Colour = (224, 224, 218)
+HEDGE: Colour = (66, 84, 46)
+LAWN: Colour = (98, 122, 66)
+ISLAND: Colour = (96, 112, 64)
+CROWN: Colour = (58, 84, 42)
+
+GRAIN_OF_COVER: F32 = np.array(
+    [
+        {"snow": 0.35, "water": 0.0, "trees": 0.5, "sand": 0.6, "road": 0.3, "roof": 0.2, "town": 0.5, "car": 0.0}.get(
+            name, 1.0
+        )
+        for name in COVERS
+    ],
+    np.float32,
+)
+"""Share of the ground's texture that a cover shows."""
+RIPPLES_OF_COVER: F32 = np.array([float(name == "water") for name in COVERS], np.float32)

@@ -1,0 +1,145 @@
+"""A town is a function of the ground point: a thousand houses cost as much as one.
+
+Street grid, lot, house, garden tree and parked car all follow from the hash of the cell that a point lies in. Where a house
+is much smaller than a pixel, the town is its own mean colour, measured once on the same function.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaleearth_pl.prepare.world import palette
+from scaleearth_pl.prepare.world.built import CAR_BREADTH_M, CARS_BELOW_M, box_distance
+from scaleearth_pl.prepare.world.canvas import F32, Canvas, Colour, Window, cell_hash, covered, unit
+from scaleearth_pl.prepare.world.land import blob_distance
+from scaleearth_pl.prepare.world.nouns import CAR_M
+from scaleearth_pl.prepare.world.scene import COVER, Scene, Town
+
+LOTS_BELOW_M = 9.0
+"""GSD up to which houses are painted; above, a town is its mean colour, varied by block."""
+PARKING_CELL_M = 8.0
+HEIGHT_M = 6.0
+"""Height of houses, for their shadows."""
+
+
+def paint_town(canvas: Canvas, town: Town, scene: Scene) -> None:
+    """Lots where houses can be seen, else blocks."""
+    blob = town.blob
+    window = canvas.window(blob.x_m, blob.y_m, blob.reach_m)
+    if window is None:
+        return
+    alpha = canvas.coverage(blob_distance(window, blob))
+    if not alpha.any():
+        return
+    u, v = window.rotated(town.angle)
+    if canvas.view.gsd_m > LOTS_BELOW_M:
+        canvas.paint(window, alpha, blocks(canvas, town, u, v), cover=COVER["town"], code=town.code)
+        return
+    sun = np.array(scene.sun) @ turned(town.angle)
+    colour, cover = lots(u, v, canvas.step, town, (float(sun[0]), float(sun[1])))
+    canvas.paint(window, alpha, colour, cover=COVER["town"], code=town.code)
+    claimed = alpha > 0.5
+    canvas.cover_NN[window.rows, window.columns][claimed] = cover[claimed]
+
+
+def turned(angle: float) -> NDArray[np.float64]:
+    """Matrix that takes a direction, as a row, into axes turned by `angle`."""
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[c, -s], [s, c]])
+
+
+def blocks(canvas: Canvas, town: Town, u: F32, v: F32) -> F32:
+    """Town from afar [3, H, W]: its mean, and brightness that varies by block as far as blocks are seen."""
+    word = cell_hash(np.floor(u / np.float32(town.block_m[0])), np.floor(v / np.float32(town.block_m[1])), town.seed)
+    variety = 34 * min(1.0, (town.block_m[1] / canvas.step) ** 2 / 9)
+    light = np.float32(variety) * (unit(word, 0) - np.float32(0.498))
+    shape = (round(town.block_m[0]), round(town.block_m[1]), round(town.street_m), town.lots, round(town.built, 1))
+    mean: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + light
+    return mean
+
+
+def lots(u: F32, v: F32, step: float, town: Town, sun: tuple[float, float]) -> tuple[F32, NDArray[np.uint8]]:
+    """Colour [3, H, W] and cover [H, W] of a town at points in its own axes.
+
+    Args:
+        u: metres along the streets.
+        v: metres across.
+        step: side of a sample in metres.
+        town: its grid.
+        sun: direction of shadows in the town's axes.
+    """
+    block_u, block_v, street = np.float32(town.block_m[0]), np.float32(town.block_m[1]), np.float32(town.street_m)
+    i, j = np.floor(u / block_u), np.floor(v / block_v)
+    p, q = u - i * block_u, v - j * block_v
+    wide, deep = (block_u - street) / town.lots, (block_v - street) / 2
+    column, row = np.floor((p - street) / wide), np.floor((q - street) / deep)
+    word = cell_hash(i * 8 + column, j * 4 + row, town.seed)
+    x, y = p - street - (column + 0.5) * wide, q - street - (row + 0.5) * deep
+    side = math.sqrt(town.built)
+    half_x = wide * np.float32(side / 2) * (0.78 + 0.22 * unit(word, 0))
+    half_y = deep * np.float32(side / 2) * (0.7 + 0.3 * unit(word, 1))
+    dense = town.built > 0.65
+    yard = np.array((118, 120, 106) if dense else palette.LAWN, np.float32)[:, None, None]
+    colour = yard + 26 * (unit(word, 2) - 0.5)
+    if not dense:
+        plant(colour, x + 0.38 * wide, y - 0.34 * deep, 1.5 + 2 * unit(word, 3), step)
+    height = HEIGHT_M * (2.0 if dense else 1.0)
+    shadow = house(x - np.float32(0.55 * height * sun[0]), y - np.float32(0.55 * height * sun[1]), half_x, half_y, step)
+    colour *= 1 - 0.45 * shadow
+    roof = house(x, y, half_x, half_y, step)
+    tint = palette.ROOFS[((word >> np.uint32(9)) & np.uint32(7)).astype(np.intp)]
+    gable = np.float32(0 if dense else -16 * sun[1]) * np.sign(y)
+    colour += roof * (np.moveaxis(tint, -1, 0) + gable - colour)
+    asphalt = covered(np.minimum(p, q) - street, step)
+    colour += asphalt * (np.array(palette.ASPHALT, np.float32)[:, None, None] - colour)
+    cover = np.where(roof > 0.5, COVER["roof"], COVER["town" if dense else "grass"])
+    cover = np.where(asphalt > 0.5, COVER["road"], cover).astype(np.uint8)
+    if 2 * step <= CARS_BELOW_M:
+        park(colour, cover, u, q, p > street, town, step)
+    return colour, cover
+
+
+def house(x: F32, y: F32, half_x: F32, half_y: F32, step: float) -> F32:
+    """Covered share of a box around the middle of the lot."""
+    return covered(np.maximum(np.abs(x) - half_x, np.abs(y) - half_y), step)
+
+
+def plant(colour: F32, x: F32, y: F32, radius: F32, step: float) -> None:
+    """A garden tree, onto `colour`."""
+    crown = covered(np.hypot(x, y) - radius, step)
+    colour += crown * (np.array(palette.CROWN, np.float32)[:, None, None] - colour)
+
+
+def park(
+    colour: F32, cover: NDArray[np.uint8], u: F32, q: F32, between: NDArray[np.bool_], town: Town, step: float
+) -> None:
+    """Cars parked along both kerbs of the streets that run along u, onto `colour` and `cover`."""
+    cell = np.floor(u / np.float32(PARKING_CELL_M))
+    far = (q > town.street_m / 2).astype(np.float32)
+    kerb = np.where(far > 0, np.float32(town.street_m - 1.5), np.float32(1.5))
+    word = cell_hash(cell, far, town.seed + 7)
+    there = between & (q < town.street_m) & (unit(word, 0) < 0.45)
+    if there.any():
+        along = u - (cell + 0.5) * np.float32(PARKING_CELL_M)
+        car = covered(box_distance(along, q - kerb, CAR_M, CAR_BREADTH_M), step) * there
+        tint = palette.CARS[(word >> np.uint32(20)) % np.uint32(len(palette.CARS))]
+        colour += car * (np.moveaxis(tint, -1, 0) - colour)
+        cover[car > 0.5] = COVER["car"]
+        glass = covered(box_distance(along - np.float32(0.75), q - kerb, 0.6, 1.4), step) * there
+        colour += 0.8 * glass * (40 - colour)
+
+
+@lru_cache(maxsize=512)
+def mean_colour(block_u: int, block_v: int, street: int, n_lots: int, built: float) -> Colour:
+    """Mean of `lots` over many blocks, for a town with these (rounded) measures."""
+    from scaleearth_pl.prepare.world.scene import Blob
+
+    nowhere = Blob(code=0, kind="town", x_m=0, y_m=0, half_m=(1, 1), angle=0, wobble=())
+    town = Town(blob=nowhere, block_m=(block_u, block_v), street_m=street, lots=n_lots, built=built, angle=0, seed=1)
+    axis = (np.arange(200) * 2.7).astype(np.float32)
+    u, v = np.meshgrid(axis, axis)
+    colour, _ = lots(u, v, 2.0, town, (0.7, 0.7))
+    red, green, blue = (float(c) for c in colour.mean(axis=(1, 2)))
+    return red, green, blue

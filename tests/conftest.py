@@ -1,0 +1,26 @@
+"""Shared by all tests: offline libraries, one thread, run-time shape checks, a small fake corpus."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["scaleearth_pl.core", "scaleearth_pl.model"], "typecheck.checked")
+
+import pytest  # noqa: E402 (the hook must come first)
+import torch  # noqa: E402
+from fakes.corpus import make_fake_corpus  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def fake_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training images (four of each tier) and four each of val and test; do not write into it."""
+    return make_fake_corpus(tmp_path_factory.mktemp("fake") / "corpus")

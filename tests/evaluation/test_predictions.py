@@ -1,0 +1,129 @@
+"""The files of a run folder: what is written is read, and nothing else is."""
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+
+from scaleearth_pl.core.batch import BranchInfo, TreeInfo
+from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.evaluation.predictions import (
+    Prediction,
+    RunFolder,
+    SseuReading,
+    read_gates,
+    read_predictions,
+    read_run,
+    read_sse_u,
+    write_json,
+    write_rows,
+)
+from scaleearth_pl.training.callbacks.predictions import answer_rows, sse_u_rows
+from scaleearth_pl.training.report import EvalReport
+
+
+def test_rows_survive_the_file(tmp_path, predictions, readings):
+    rows = predictions()
+    write_rows(tmp_path / "predictions.jsonl", rows)
+    write_rows(tmp_path / "sse_u.jsonl", readings)
+    assert list(read_predictions(tmp_path / "predictions.jsonl")) == rows
+    assert list(read_sse_u(tmp_path / "sse_u.jsonl")) == readings
+
+
+def test_what_training_writes_is_what_evaluation_reads():
+    tree = TreeInfo(image_id="i", place_id="p", source="s", gsd_m=None, effective_tier="unknown", has_scale_cue=None)
+    branch = BranchInfo(tree=0, qa_id="q", type="t", family="f", question="?", answer="a", options=None)
+    one = torch.ones(1)
+    report = EvalReport(
+        vlm_loss_sum=torch.tensor(0.0),
+        n_supervised=torch.tensor(1),
+        trees=(tree,),
+        branches=(branch,),
+        correct_B=torch.tensor([True]),
+        predictions=(None,),
+        log10_gsd=one * torch.nan,
+        mu=one,
+        log_var=one,
+        nll_weight=one * 0,
+    )
+    (answer,), (reading,) = answer_rows(report), sse_u_rows(report)
+    assert Prediction(**answer).correct
+    assert SseuReading(**reading).sigma == pytest.approx(1.6487, abs=1e-3)
+    assert [f.name for f in fields(Prediction)] == list(answer)
+
+
+BAD_ROWS = {
+    "unknown field": ({"gsd": 1.0}, SampleError, "gsd"),
+    "answer not text": ({"answer": 3}, SampleError, "answer"),
+    "verdict not a truth value": ({"correct": 1}, SampleError, "correct"),
+    "other tier": ({"tier": "highest"}, SampleError, "tier"),
+    "GSD zero": ({"gsd_m": 0}, GsdError, "gsd_m"),
+    "GSD text": ({"gsd_m": "10m"}, GsdError, "gsd_m"),
+    "GSD infinite": ({"gsd_m": float("inf")}, GsdError, "gsd_m"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_rows_are_refused(tmp_path, prediction, case):
+    change, kind, text = BAD_ROWS[case]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps({**asdict(prediction()), **change}) + "\n")
+    with pytest.raises(kind, match=text):
+        read_predictions(path)
+
+
+def test_missing_field_cut_line_repeated_question_and_empty_file(tmp_path, prediction):
+    path, row = tmp_path / "predictions.jsonl", asdict(prediction())
+    short = {k: v for k, v in row.items() if k != "family"}
+    for text, expected in (
+        (json.dumps(short), "family"),
+        (json.dumps(row)[:50], "predictions.jsonl:1"),
+        (f"{json.dumps(row)}\n{json.dumps(row)}", "twice"),
+        ("[1]", "not an object"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SampleError, match=expected):
+            read_predictions(path)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="no question"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("change", [{"sigma": 0.0}, {"mu": float("nan")}, {"provenance_weight": -1.0}, {"tier": "x"}])
+def test_bad_readings_are_refused(tmp_path, readings, change):
+    path = tmp_path / "sse_u.jsonl"
+    path.write_text(json.dumps({**asdict(readings[0]), **change}))
+    with pytest.raises(SampleError, match=next(iter(change))):
+        read_sse_u(path)
+
+
+def test_gates_hold_one_share_per_rank_tier(tmp_path):
+    good = {"0.1": {"object": 1.0, "structure": 0.5, "semantic": 0}}
+    write_json(tmp_path / "gates.json", good)
+    assert read_gates(tmp_path / "gates.json") == good
+    for bad in ({"0.1": {"object": 1.0}}, {"0.1": {**good["0.1"], "object": 1.2}}, {"0.1": None}):
+        write_json(tmp_path / "gates.json", bad)
+        with pytest.raises(SampleError, match="rank tier"):
+            read_gates(tmp_path / "gates.json")
+
+
+def test_run_folder_without_head_and_gate_is_stage_one(run_folder, predictions):
+    folder = run_folder("stage1", predictions(), stage="stage1")
+    run = RunFolder.load(folder)
+    assert (run.sse_u, run.gates, run.run.stage) == ((), {}, "stage1")
+    record = json.loads((folder / "run.json").read_text())
+    record.pop("corpus")
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SampleError, match="corpus"):
+        read_run(folder / "run.json")
+    (folder / "predictions.jsonl").unlink()
+    (folder / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        RunFolder.load(folder)
+
+
+def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
