@@ -48,7 +48,9 @@ def run_lightning(arguments: Sequence[str]) -> Any:
 
     from scaleearth_pl.data.datamodule import GeoScaleDataModule
     from scaleearth_pl.training.callbacks.run_record import RunRecord
+    from scaleearth_pl.training.quiet import silence_known_noise
 
+    silence_known_noise()
     # Without this, omegaconf+ under a subcommand resolves ${...} against the wrong root (jsonargparse 4.53).
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -88,7 +90,7 @@ def run_lightning(arguments: Sequence[str]) -> Any:
         def after_fit(self) -> None:
             """Tests the weights in memory, which are the ones just written."""
             if self.config.fit.test_after_fit:
-                self.trainer.test(self.model, datamodule=self.datamodule)
+                self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     return ScaleEarthCLI(
         pl.LightningModule,

@@ -11,7 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["scaleearth_pl.core", "scaleearth_pl.model"], "typecheck.checked")
+# Where tensors are. Not core.sample: its own errors for wrong types are what tests look at.
+install_import_hook(
+    ["scaleearth_pl.core.batch", "scaleearth_pl.core.metrics", "scaleearth_pl.model"], "typecheck.checked"
+)
 
 import pytest  # noqa: E402 (the hook must come first)
 import torch  # noqa: E402

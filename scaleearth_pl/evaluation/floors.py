@@ -1,18 +1,19 @@
 """What can be answered without looking: the floors that stand beside every accuracy.
 
-- *majority*: the commonest answer of each question type among the evaluated questions themselves, the best that a
-  constant per type can reach.
+- *majority*: the commonest answer of each question type of each source among the evaluated questions themselves, the
+  best that a constant per source and type can reach.
 - *question only*: the commonest answer to this question text in train.
-- *question + GSD*: the same, by question and a bin of log10 GSD or a law fitted to it. What it gains over question only is what
-  the metadata give away without an image (extent is GSD times pixels); the fairness rule caps it at 10 % of
-  scale-specific questions.
+- *question + GSD*: the same, by question and a bin of log10 GSD, or by a law fitted to it. What it gains over question
+  only is what the metadata give away without an image (extent is GSD times pixels); the fairness rule caps it at 10 %
+  of scale-specific questions.
 - *image only*: what the image gives without the GSD. No table can look at an image, so this is by definition the
   accuracy of a model that sees image and question but is not told the GSD: the plain LoRA twin, or stage 1. It is
   passed in; where no such run is given it is null, never guessed.
 
 A floor must be hard to beat, so which blind answerer (`blind.py`: a look-up with one of five bin widths, or a power law
-of the GSD) and with which support is chosen *per question type on val*. Answers compare exactly, as the model's do. The GSD is the file's: with one image size it differs from the effective one by a constant
-factor, which a look-up does not notice.
+of the GSD) and with which support is chosen *per question type on val*. Answers compare exactly, as the model's do. The
+GSD is the file's: with one image size it differs from the effective one by a constant factor, which neither answerer
+notices.
 """
 
 from collections import Counter, defaultdict
@@ -91,7 +92,10 @@ def compute_floors(
         return Floors(majority=majority, image_only=image_floor)
     train, val, evaluated = read_tables(corpus_root, predictions)
     blind_answerers: list[Answerer] = [LookUp(train, None), PowerLaw(train, use_gsd=False)]
-    scale_answerers = [*(LookUp(train, width) for width in BIN_WIDTHS_DECADES), PowerLaw(train, use_gsd=True)]
+    scale_answerers: list[Answerer] = [
+        *(LookUp(train, width) for width in BIN_WIDTHS_DECADES),
+        PowerLaw(train, use_gsd=True),
+    ]
     blind = choose_floor(blind_answerers, val, evaluated)
     with_gsd = choose_floor([*blind_answerers, *scale_answerers], val, evaluated)
     question_only, question_gsd = (group_means(_verdicts(predictions, f.correct), masks) for f in (blind, with_gsd))
@@ -129,12 +133,12 @@ def choose_floor(
 
 
 def majority_verdicts(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """1 where a question's answer is the commonest of its type among these questions, else 0."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    """1 where a question's answer is the commonest of its source and type among these questions, else 0."""
+    answers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in predictions:
-        answers[row.type][row.answer] += 1
+        answers[row.source, row.type][row.answer] += 1
     best = {name: min(counts, key=lambda a: (-counts[a], a)) for name, counts in answers.items()}
-    return np.array([row.answer == best[row.type] for row in predictions], dtype=np.float64)
+    return np.array([row.answer == best[row.source, row.type] for row in predictions], dtype=np.float64)
 
 
 def _verdicts(predictions: Sequence[Prediction], correct: Mapping[tuple[str, str], bool]) -> NDArray[np.float64]:

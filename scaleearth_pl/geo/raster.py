@@ -21,11 +21,21 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from scaleearth_pl.core.errors import SampleError
-from scaleearth_pl.geo.rasterfile import MAX_BLOCK_BYTES, open_raster
+from scaleearth_pl.geo.rasterfile import open_raster
 
 STRETCH_PERCENTILES = (2.0, 98.0)
 MAX_READ_PIXELS = 4096 * 4096
 
+MAX_DECODED_PIXELS = 1_000_000_000
+"""Most pixels decoded for one image from formats with blocks (31 600 x 31 600), counted at the overview that serves."""
+
+MAX_WHOLE_PIXELS = 250_000_000
+"""Largest raster read from formats without blocks (PNG, JPEG, ...): interlaced and progressive ones are held whole."""
+
+MAX_BLOCK_BYTES = 512 * 2**20
+"""Largest strip or tile: GDAL decodes it in one piece, however small the window."""
+
+_BLOCK_DRIVERS = {"GTiff", "JP2OpenJPEG", "HFA", "NITF"}
 _PERCENTILE_SAMPLE = 1_000_000
 _BAND_NAMES = (("red", "green", "blue"), ("B04", "B03", "B02"))
 
@@ -68,10 +78,10 @@ def read_rgb(
         SampleError: unreadable, truncated, too large, complex-valued, a window outside, or no valid pixel.
     """
     with open_raster(path) as dataset:
-        _check_readable(dataset, path)
         area = _area(dataset, window, path)
-        bands, notes = choose_bands(dataset)
         out_w, out_h = _fit((int(area.width), int(area.height)), max_pixels)
+        _check_readable(dataset, path, area, shrink=area.width / out_w)
+        bands, notes = choose_bands(dataset)
         decimated = (out_w, out_h) != (int(area.width), int(area.height))
         notes += [f"read decimated to {out_w}x{out_h} by averaging"] if decimated else []
         values_BHW = dataset.read(
@@ -153,13 +163,26 @@ def _to_rgb(
     return (np.repeat(rgb_HW3, 3, axis=-1) if len(bands) == 1 else rgb_HW3), notes
 
 
-def _check_readable(dataset: DatasetReader, path: Path) -> None:
+def _check_readable(dataset: DatasetReader, path: Path, area: Window, shrink: float) -> None:
+    """Refuses by header what would not fit, before a pixel is decoded."""
     if any(name.startswith("complex") for name in dataset.dtypes):
         raise SampleError("raster is complex-valued", file=path, field="dtype", value=dataset.dtypes[0])
+    if dataset.driver in _BLOCK_DRIVERS:
+        overview = max((f for f in dataset.overviews(1) if f <= shrink), default=1)
+        decoded, limit = area.width * area.height / overview**2, MAX_DECODED_PIXELS
+    else:
+        decoded, limit = dataset.width * dataset.height, MAX_WHOLE_PIXELS
+    if decoded > limit:
+        raise SampleError(
+            f"more than {limit} pixels to decode",
+            file=path,
+            field="size",
+            value=(dataset.width, dataset.height),
+            remedy="read a window, add overviews (gdaladdo), or cut it into tiles (gdal_retile)",
+        )
     height, width = dataset.block_shapes[0]
     together = dataset.count if dataset.interleaving and dataset.interleaving.name == "pixel" else 1
-    block_bytes = height * width * np.dtype(dataset.dtypes[0]).itemsize * together
-    if block_bytes > MAX_BLOCK_BYTES:
+    if height * width * np.dtype(dataset.dtypes[0]).itemsize * together > MAX_BLOCK_BYTES:
         raise SampleError(
             f"one block of the raster decodes to more than {MAX_BLOCK_BYTES} bytes",
             file=path,

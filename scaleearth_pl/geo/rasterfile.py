@@ -4,8 +4,7 @@ GDAL opens whatever it recognises, and some of what it recognises is a program: 
 files or the network. So the driver is chosen here from the file's first bytes, out of a list of plain image formats;
 nothing else reaches GDAL. Every failure becomes one `SampleError` that names the file.
 
-Sizes are refused by header before a pixel is decoded. Formats that GDAL decodes row by row from the top (PNG, JPEG)
-have the lower limit, because some of their variants (interlaced, progressive) hold the whole image in memory.
+A header costs nothing to read, however large the raster that it announces; `raster.py` decides what may be decoded.
 """
 
 import warnings
@@ -21,16 +20,6 @@ from rasterio.io import DatasetReader
 from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.geo.ground import Transform
 
-MAX_BLOCK_PIXELS = 1_000_000_000
-"""Largest raster read from formats with blocks: 31 600 x 31 600; a Sentinel-2 tile has 1.2e8."""
-
-MAX_WHOLE_PIXELS = 250_000_000
-"""Largest raster read from formats without blocks: 15 800 x 15 800."""
-
-MAX_BLOCK_BYTES = 512 * 2**20
-"""Largest single strip or tile: GDAL decodes it in one piece, however small the window."""
-
-_BLOCK_DRIVERS = {"GTiff", "JP2OpenJPEG", "HFA", "NITF"}
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"II*\0", "GTiff"),
     (b"MM\0*", "GTiff"),
@@ -45,8 +34,9 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"EHFA_HEADER_TAG", "HFA"),
     (b"NITF0", "NITF"),
 )
-_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_PAM_ENABLED": "YES"}
-"""Siblings are looked up by name (world file, .aux.xml), never by listing a folder of a million tiles."""
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE"}
+"""Siblings are looked up by name (world file, .aux.xml), never by listing a folder of a million tiles; and a JPEG cut in
+the middle is an error, where GDAL would fill the rest with grey."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +60,14 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     """Opens one image file for reading within GDAL's bounded environment.
 
     Raises:
-        SampleError: not a file, not an image format of the list, not readable, or too large. Errors of GDAL that the
+        SampleError: not a file, not an image format of the list, or not readable. Errors of GDAL that the
             caller's own reading meets inside the `with` come out as `SampleError` too.
     """
     driver = _driver_of(path)
     try:
         with rasterio.Env(**_ENV), _quiet(), rasterio.open(path, driver=driver) as dataset:
-            _check_size(dataset, path)
+            if dataset.count < 1 or dataset.width * dataset.height < 1:
+                raise SampleError("raster has no pixels", file=path, field="bands", value=dataset.count)
             yield dataset
     except (RasterioError, OSError, ValueError, MemoryError) as error:
         raise SampleError(
@@ -120,21 +111,6 @@ def _driver_of(path: Path) -> str:
         value=head[:8],
         remedy="give GeoTIFF, PNG, JPEG, WebP, JPEG 2000, BMP, HFA or NITF",
     )
-
-
-def _check_size(dataset: DatasetReader, path: Path) -> None:
-    pixels = dataset.width * dataset.height
-    limit = MAX_BLOCK_PIXELS if dataset.driver in _BLOCK_DRIVERS else MAX_WHOLE_PIXELS
-    if dataset.count < 1 or pixels < 1:
-        raise SampleError("raster has no pixels", file=path, field="size", value=(dataset.width, dataset.height))
-    if pixels > limit:
-        raise SampleError(
-            f"raster has more than {limit} pixels",
-            file=path,
-            field="size",
-            value=(dataset.width, dataset.height),
-            remedy="cut it into tiles (gdal_translate -srcwin, gdal_retile)",
-        )
 
 
 def _six(transform: rasterio.Affine) -> Transform:

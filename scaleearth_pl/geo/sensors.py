@@ -60,10 +60,10 @@ class Table:
         self.rows, self.stage = tuple(rows), stage
         self._index: dict[tuple[str, str], TableRow] = {}
         for row in rows:
-            for name in (row.name, *row.aliases):
-                if (_key(name), row.product) in self._index:
-                    raise ConfigError("table names a product twice", field=name, value=row.product)
-                self._index[_key(name), row.product] = row
+            for key in {_key(name) for name in (row.name, *row.aliases)}:
+                if (key, row.product) in self._index:
+                    raise ConfigError("table names a product twice", field=key, value=row.product)
+                self._index[key, row.product] = row
 
     def find(self, name: str, product: str = "rgb") -> TableRow | None:
         """The row of a name and product, or None."""

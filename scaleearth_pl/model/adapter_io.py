@@ -89,7 +89,7 @@ class AdapterFolder:
 
     @property
     def modules(self) -> list[str]:
-        """Names of the adapted modules, relative to the backbone."""
+        """Names of the adapted modules, relative to the backbone, in the file's (alphabetical) order."""
         return _modules(self.lora)
 
 

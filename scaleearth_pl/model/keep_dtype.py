@@ -8,7 +8,6 @@ that such a module cannot be cast by the usual call, only by rebuilding it.
 """
 
 from collections.abc import Callable
-from typing import Self
 
 from torch import Tensor, nn
 
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 class KeepsDtype(nn.Module):
     """Base of modules whose floating-point tensors, children included, keep their dtype; they still change device."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Hook of `nn.Module` behind `.to()`, `.cuda()`, `.half()`: the cast, and only the cast, is undone."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        applied: Self = super()._apply(move, recurse)
+        applied: nn.Module = super()._apply(move, recurse)
         return applied

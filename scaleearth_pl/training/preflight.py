@@ -91,8 +91,8 @@ def check_full_gradients(model: ScaleEarth, batch: TreeBatch) -> None:
 
 def _demand_gradient(model: ScaleEarth, batch: TreeBatch, named: dict[str, nn.Parameter]) -> None:
     loss = model(batch).ce_sum
-    if not math.isfinite(float(loss)):
-        raise PreflightError("loss is not finite before step 0", field="loss", value=float(loss))
+    if not bool(torch.isfinite(loss.detach())):
+        raise PreflightError("loss is not finite before step 0", field="loss", value=float(loss.detach()))
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     for name, gradient in zip(named, gradients, strict=True):
         if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool((gradient != 0).any()):

@@ -26,7 +26,7 @@ def mixed(split, i, gsd_m):
         Question(id="text", type="text", family="identification", question=f"Is {number} odd?", answer=str(number % 2)),
         Question(
             id="extent", type="extent", family="scale_specific", question="How wide is the image?",
-            answer=f"{round(gsd_m * 16)} m" if gsd_m > 5 else "small",
+            answer="wide" if gsd_m > 2 else "small",
         ),
         Question(
             id="width", type="width", family="scale_specific", question="How wide is the road?",
@@ -128,13 +128,13 @@ def test_gsd_bins_part_the_same_question_and_null_is_blind():
 @pytest.mark.parametrize("power", [1, 2, -1])
 def test_a_quantity_that_follows_from_the_gsd_is_guessed(power):
     rng = np.random.default_rng(0)
-    scales = rng.uniform(-1, 1.5, 300)
-    rows = [row(answer=f"{12 * 10 ** (power * s):.2g} m", log10_gsd=float(s)) for s in scales]
-    guess, blind = PowerLaw(rows[:200], use_gsd=True), PowerLaw(rows[:200], use_gsd=False)
-    hits = sum(guess.answer(r, support=5) == r.answer for r in rows[200:])
-    assert hits > 60 > 10 > sum(blind.answer(r, support=5) == r.answer for r in rows[200:])
-    options = row(options=("0.0001 m", "1000000 m", rows[250].answer), log10_gsd=rows[250].log10_gsd)
-    assert guess.answer(options, support=5) == rows[250].answer
+    scales = rng.uniform(-1, 1.5, 1100)
+    rows = [row(answer=f"{float(f'{12 * 10 ** (power * s):.2g}'):g} m", log10_gsd=float(s)) for s in scales]
+    guess, blind = PowerLaw(rows[:1000], use_gsd=True), PowerLaw(rows[:1000], use_gsd=False)
+    hits = sum(guess.answer(r, support=5) == r.answer for r in rows[1000:])
+    assert hits > 60 > 10 > sum(blind.answer(r, support=5) == r.answer for r in rows[1000:])
+    options = row(options=("0.0001 m", "1000000 m", rows[1050].answer), log10_gsd=rows[1050].log10_gsd)
+    assert guess.answer(options, support=5) == rows[1050].answer
     assert guess.answer(row(log10_gsd=None), support=1) is None
     assert guess.answer(row(type="new"), support=1) is None
 
@@ -142,7 +142,13 @@ def test_a_quantity_that_follows_from_the_gsd_is_guessed(power):
 def test_extent_questions_are_caught_as_a_leak(corpus, prediction):
     def extent(split, i, gsd_m):
         return [
-            Question(id="e", type="extent", family="scale_specific", question="How wide?", answer=f"{16 * gsd_m:.1g} m")
+            Question(
+                id="e",
+                type="extent",
+                family="scale_specific",
+                question="How wide?",
+                answer=f"{float(f'{16 * gsd_m:.1g}'):g} m",
+            )
         ]
 
     root = corpus(extent)
@@ -150,11 +156,13 @@ def test_extent_questions_are_caught_as_a_leak(corpus, prediction):
     assert floors.scale_specific_from_gsd > 0.5
 
 
-def test_majority_is_the_best_constant_per_type(prediction):
+def test_majority_is_the_best_constant_per_source_and_type(prediction):
     answers = ["yes", "yes", "no", "2", "3", "3", "3"]
     kinds = ["presence"] * 3 + ["count"] * 4
     rows = [prediction(qa_id=str(i), answer=a, type=k) for i, (a, k) in enumerate(zip(answers, kinds, strict=True))]
     assert majority_verdicts(rows).tolist() == [1, 1, 0, 0, 1, 1, 1]
+    other = [prediction(qa_id="x", answer="no", source="elsewhere")]
+    assert majority_verdicts([*rows, *other]).tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
 
 
 def test_groups_partition_the_questions(predictions):

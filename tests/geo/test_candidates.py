@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from scaleearth_pl.core.errors import GsdError
 from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.geo.candidates import Candidate, Stage, resolve
@@ -92,9 +93,7 @@ def test_resize_moves_every_candidate_and_keeps_their_agreement() -> None:
 
 def test_image_that_spans_scales_is_imprecise() -> None:
     def pixel(spread: float) -> GroundPixel:
-        return GroundPixel(
-            gsd_x_m=1, gsd_y_m=1, lon=0, lat=0, spread_log10=spread, sheared=False, off_map=spread > 0.2
-        )
+        return GroundPixel(gsd_x_m=1, gsd_y_m=1, lon=0, lat=0, spread_log10=spread, sheared=False, off_map=spread > 0.2)
 
     def measured(spread: float) -> Candidate:
         return Candidate.measured(pixel(spread), stage=Stage.TRANSFORM, source="t")

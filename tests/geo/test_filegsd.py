@@ -7,6 +7,8 @@ from geo.geo_fakes import MARS, REAL, REAL_TRUTH_M, UTM31_ORIGIN, north_up, writ
 from PIL import Image
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
+
 from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.geo.candidates import Resolution
@@ -47,7 +49,8 @@ def unknown(result: Resolution, word: str) -> bool:
 
 def test_utm_and_rotated(tmp_path: Path) -> None:
     plain = write_raster(tmp_path / "a.tif", crs="EPSG:32631", transform=north_up(0.5))
-    turned = north_up(0.5) * Affine.rotation(30)
+    c, s = 0.5 * math.cos(0.6), 0.5 * math.sin(0.6)
+    turned = Affine(c, s, UTM31_ORIGIN[0], s, -c, UTM31_ORIGIN[1])
     rotated = write_raster(tmp_path / "b.tif", crs="EPSG:32631", transform=turned)
     for path in (plain, rotated):
         assert gsd_of_file(path).gsd_m == pytest.approx(0.5 * UTM_SCALE, rel=1e-4)
@@ -85,6 +88,22 @@ def test_control_points_alone_are_unknown(tmp_path: Path) -> None:
     gcps = [GroundControlPoint(r, c, 500_000 + c, 5_500_000 - r) for r, c in corners]
     path = write_raster(tmp_path / "g.tif", gcps=gcps, crs="EPSG:32631")
     assert unknown(gsd_of_file(path), "4 ground control points")
+
+
+def test_rational_polynomials_alone_are_unknown(tmp_path: Path) -> None:
+    zeros = [0.0] * 19
+    rpcs = RPC(
+        height_off=0, height_scale=1, lat_off=48, lat_scale=1, line_off=6, line_scale=6, long_off=3, long_scale=1,
+        samp_off=8, samp_scale=8, line_num_coeff=[1.0, *zeros], line_den_coeff=[1.0, *zeros],
+        samp_num_coeff=[1.0, *zeros], samp_den_coeff=[1.0, *zeros],
+    )  # fmt: skip
+    assert unknown(gsd_of_file(write_raster(tmp_path / "r.tif", rpcs=rpcs)), "rational polynomials")
+
+
+@pytest.mark.parametrize("name", ["a b.tif", "zip!x.tif", "ü%20.tif", "a:b.tif", "-x.tif", "no_suffix"])
+def test_odd_file_names(tmp_path: Path, name: str) -> None:
+    path = write_raster(tmp_path / "a.tif", crs="EPSG:32631", transform=north_up(0.5)).rename(tmp_path / name)
+    assert gsd_of_file(path).gsd_m == pytest.approx(0.5 * UTM_SCALE, rel=1e-4)
 
 
 def test_mars_is_unknown_even_with_a_tempting_name_and_record(tmp_path: Path) -> None:

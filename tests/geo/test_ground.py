@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from scaleearth_pl.core.errors import GsdError
 from scaleearth_pl.geo.crs import earth_crs, is_other_planet
 from scaleearth_pl.geo.ground import Transform, is_anisotropic, measure_pixel, scaled

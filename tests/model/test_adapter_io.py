@@ -130,7 +130,7 @@ def test_a_folder_brings_back_every_bit_and_every_setting(base: nn.Module, tmp_p
     trained, fresh = Model(base, noise=0.3, **gate), Model(base, seed=5, **gate)
     loaded = load_adapter(trained.save(tmp_path / "adapter"))
     assert loaded.meta == trained.meta
-    assert loaded.modules == list(trained.adapters)
+    assert set(loaded.modules) == set(trained.adapters)
     assert not torch.equal(fresh.logits(), trained.logits())
     fresh.apply(loaded)
     assert all(torch.equal(a, b) for a, b in zip(fresh.trained(), trained.trained(), strict=True))

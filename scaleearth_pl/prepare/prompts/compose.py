@@ -2,7 +2,7 @@
 
 Shared text stands first and the image last, so that a server with prefix caching computes the long rules once per tier,
 family and GSD, and only some 60 tokens and the picture per request. The lists of what is and is not resolved come from
-the table that the filter enforces (`visibility.py`), at the image's own GSD: a tier is three decades wide in places.
+the table that the filter enforces (`visibility.py`), at the image's own GSD: a tier is a decade wide or more.
 
 A file opens with "version N", which goes into every record together with a hash of the files' text, so that a prompt
 that was edited without a new number still asks anew.
@@ -28,7 +28,7 @@ _NO_METRIC = "The scale of this image is too uncertain for metres: ask for no me
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a prompt may say of an image: metres per pixel, size in pixels, class label; nothing that names the place."""
+    """What a prompt may say of an image: metres per pixel, size in pixels, class label; never the place."""
 
     gsd_m: float | None
     provenance: Provenance
@@ -104,7 +104,7 @@ def _scale(view: View) -> str:
 
 
 def _resolved(view: View) -> str:
-    if view.gsd_m is None:
+    if view.gsd_m is None or not view.metric:
         return ""
     shown, hidden = visible_and_not(view.gsd_m)
     lines = [f"Finest things that are resolved in this image: {', '.join(shown)}."] if shown else []

@@ -63,7 +63,7 @@ class Draft:
             low_m=-width_m / 2,
             high_m=width_m / 2,
             bends=tuple((float(a), float(b), float(c)) for a, b, c in bends),
-            paved=bool(width_m > 9 or self.rng.uniform() < 0.5 and width_m > 2.5),
+            paved=bool(width_m > 9 or (self.rng.uniform() < 0.5 and width_m > 2.5)),
         )
 
     def building(self, length_m: float, x_m: float, y_m: float, angle: float) -> Building:

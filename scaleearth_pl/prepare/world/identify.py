@@ -7,7 +7,7 @@ import numpy as np
 
 from scaleearth_pl.prepare.world.questions import Candidate, gsd_bin
 from scaleearth_pl.prepare.world.render import Picture
-from scaleearth_pl.prepare.world.scene import COVER, Building, Ribbon
+from scaleearth_pl.prepare.world.scene import COVER, Blob, Building, Ribbon
 from scaleearth_pl.prepare.world.sight import PRESENT, Sight
 from scaleearth_pl.prepare.world.wording import say
 
@@ -107,8 +107,12 @@ def counts(sight: Sight, image_id: str) -> Iterator[Candidate]:
     if sight.near("town"):
         return
     for things, kind in COUNTED.items():
-        bodies = [t for t in sight.scene.things if t.kind == kind and sight.near_thing(t)]
+        bodies = [
+            t for t in sight.scene.things if isinstance(t, Blob | Building) and t.kind == kind and sight.near_thing(t)
+        ]
         areas = [(t, sight.code_share[t.code] * sight.view.footprint_m**2) for t in bodies]
         whole = [t for t, area in areas if area >= 0.9 * t.area_m2 and math.sqrt(t.area_m2) >= 4 * sight.view.gsd_m]
-        if bodies and len(whole) == len(bodies) and len(whole) <= 5:
-            yield candidate(sight, "count", say("count", f"{image_id}|{things}", things=things), str(len(whole)), things)
+        if bodies and len(whole) == len(bodies) and len(whole) <= 3:
+            yield candidate(
+                sight, "count", say("count", f"{image_id}|{things}", things=things), str(len(whole)), things
+            )

@@ -3,7 +3,7 @@
 Sizes span up to four decades and are drawn log-uniformly, so that neither the pixels alone nor the GSD alone gives
 away the metres: at every GSD a river may be 4 or 90 pixels wide, and 4 pixels may be 20 cm or 200 m.
 
-Answers are the 1-2-5 series of lengths, decades of areas, the 1-2-5 series of counts. A size near the border between two
+Answers are the 1-2-5 series of lengths and counts and the 1-3 series of areas. A size near the border between two
 answers is not asked (`MARGIN`): "about 20 m" should be arguable by a person with a ruler.
 """
 
@@ -120,7 +120,7 @@ NOUNS = {
 }
 
 LENGTHS_M = tuple(m * 10.0**e for e in range(-1, 4) for m in (1, 2, 5))[1:]
-AREAS_M2 = tuple(10.0**e for e in range(-1, 8))
+AREAS_M2 = tuple(m * 10.0**e for e in range(8) for m in (1, 3))[:-1]
 COUNTS = tuple(m * 10**e for e in range(3) for m in (1, 2, 5))
 
 
@@ -132,9 +132,7 @@ def length_text(metres: float) -> str:
 
 
 def area_text(square_metres: float) -> str:
-    """Square metres below a hectare, hectares up to a square kilometre, square kilometres above."""
-    if square_metres < 0.99:
-        return "0.1 m2"
+    """Square metres below a hectare, hectares below a square kilometre, square kilometres above."""
     if square_metres < 9999:
         return f"{square_metres:.0f} m2"
     return f"{square_metres / 1e4:.0f} ha" if square_metres < 0.99e6 else f"{square_metres / 1e6:.0f} km2"

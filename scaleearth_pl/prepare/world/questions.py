@@ -30,7 +30,7 @@ from scaleearth_pl.prepare.world.nouns import (
 )
 from scaleearth_pl.prepare.world.scene import Subject
 from scaleearth_pl.prepare.world.sight import Sight
-from scaleearth_pl.prepare.world.wording import say
+from scaleearth_pl.prepare.world.wording import coin, say
 
 GSD_BINS_PER_DECADE = 3
 
@@ -74,13 +74,19 @@ def size_questions(noun: Noun, subject: Subject, gsd_m: float, key: str) -> Iter
         kind = "width" if noun.measure == "wide" else "length"
         text = say("size/fields" if noun.name == "field" else f"size/{noun.measure}", key, noun=noun.name)
         answer = length_text(LENGTHS_M[i])
-        yield Candidate(type=kind, family=family, question=text, answer=answer, cell=(kind, noun.name, where), value=answer)
+        yield Candidate(
+            type=kind, family=family, question=text, answer=answer, cell=(kind, noun.name, where), value=answer
+        )
     if noun.areal and subject.area_m2 is not None and (i := nearest_bin(subject.area_m2, AREAS_M2)) is not None:
         text, answer = say("area", key, noun=noun.name), area_text(AREAS_M2[i])
-        yield Candidate(type="area", family=family, question=text, answer=answer, cell=("area", noun.name, where), value=answer)
+        yield Candidate(
+            type="area", family=family, question=text, answer=answer, cell=("area", noun.name, where), value=answer
+        )
     if noun.name != "field" and (i := nearest_bin(subject.size_m / CAR_M, COUNTS)) is not None:
         text, answer = say(f"fit/{noun.measure}", key, noun=noun.name), str(COUNTS[i])
-        yield Candidate(type="fit", family=family, question=text, answer=answer, cell=("fit", noun.name, where), value=answer)
+        yield Candidate(
+            type="fit", family=family, question=text, answer=answer, cell=("fit", noun.name, where), value=answer
+        )
 
 
 def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
@@ -108,7 +114,9 @@ def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
                 value=value,
             )
         thing = "fields" if noun.name == "field" else f"a {noun.name}" if noun.name != "island" else "an island"
-        yield two_claims("which_size", key + small, (small, large), value, (noun.name, low, gsd_bin(gsd_m)), noun, thing)
+        yield two_claims(
+            "which_size", key + small, (small, large), value, (noun.name, low, gsd_bin(gsd_m)), noun, thing
+        )
 
 
 def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
@@ -127,14 +135,19 @@ def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
 
 def both_possible(noun: Noun, low_m: float, high_m: float, gsd_m: float) -> bool:
     """Whether both sizes are in the noun's range and in the range of pixels that is asked about."""
-    return noun.smallest_m <= low_m and high_m <= noun.largest_m and low_m >= SMALLEST_PX * gsd_m and high_m <= LARGEST_PX * gsd_m
+    return (
+        noun.smallest_m <= low_m
+        and high_m <= noun.largest_m
+        and low_m >= SMALLEST_PX * gsd_m
+        and high_m <= LARGEST_PX * gsd_m
+    )
 
 
 def two_claims(
     kind: str, key: str, pair: tuple[str, str], value: str, cell: tuple[str | int, ...], noun: Noun, thing: str
 ) -> Candidate:
     """A question with claims (A) and (B); which of them stands first is a checksum of the image."""
-    first = say_bit(key + kind)
+    first = coin(key + kind)
     a, b = pair if first == 0 else pair[::-1]
     right = 0 if value == "low" else 1
     return Candidate(
@@ -145,10 +158,3 @@ def two_claims(
         cell=(kind, *cell),
         value=value,
     )
-
-
-def say_bit(key: str) -> int:
-    """A fair coin from a text."""
-    import hashlib
-
-    return hashlib.sha256(key.encode()).digest()[0] & 1

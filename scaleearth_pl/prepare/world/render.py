@@ -17,6 +17,7 @@ from scaleearth_pl.prepare.world.built import paint_building, paint_road
 from scaleearth_pl.prepare.world.canvas import F32, Canvas, View
 from scaleearth_pl.prepare.world.land import (
     paint_beach,
+    paint_canopy,
     paint_forest,
     paint_island,
     paint_lake,
@@ -24,7 +25,6 @@ from scaleearth_pl.prepare.world.land import (
     paint_trees,
     paint_water_band,
 )
-from scaleearth_pl.prepare.world.land import paint_canopy
 from scaleearth_pl.prepare.world.scene import COVER, Blob, Building, Mosaic, Ribbon, Scene, Thing, Town
 from scaleearth_pl.prepare.world.texture import Surface
 from scaleearth_pl.prepare.world.town import paint_town

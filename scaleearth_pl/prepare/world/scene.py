@@ -103,7 +103,7 @@ class Ribbon:
         return self.high_m - self.low_m
 
     def line(self, u: F32) -> tuple[F32, F32]:
-        """v of the line at u, and its slope dv/du."""
+        """V of the line at u, and its slope dv/du."""
         v, slope = np.full_like(u, self.offset_m), np.zeros_like(u)
         for height, length, phase in self.bends:
             k = 2 * math.pi / length

@@ -53,10 +53,13 @@ class Sight:
         """Share of the image that shows things of these kinds."""
         return float(sum(self.code_share[t.code] for t in self.scene.things if t.kind in kinds))
 
+    def near_thing(self, thing: Thing) -> bool:
+        """Whether a thing reaches into the circle around the footprint, seen or not."""
+        return gap(thing, self.view.x_m, self.view.y_m) < self.view.footprint_m * math.sqrt(0.5)
+
     def near(self, *kinds: str) -> bool:
-        """Whether any thing of these kinds reaches into the footprint, seen or not."""
-        reach = self.view.footprint_m * math.sqrt(0.5)
-        return any(t.kind in kinds and gap(t, self.view.x_m, self.view.y_m) < reach for t in self.scene.things)
+        """Whether any thing of these kinds does."""
+        return any(t.kind in kinds and self.near_thing(t) for t in self.scene.things)
 
 
 def look(scene: Scene, picture: Picture) -> Sight:

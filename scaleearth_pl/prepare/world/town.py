@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.prepare.world import palette
 from scaleearth_pl.prepare.world.built import CAR_BREADTH_M, CARS_BELOW_M, box_distance
-from scaleearth_pl.prepare.world.canvas import F32, Canvas, Colour, Window, cell_hash, covered, unit
+from scaleearth_pl.prepare.world.canvas import F32, Canvas, Colour, cell_hash, covered, unit
 from scaleearth_pl.prepare.world.land import blob_distance
 from scaleearth_pl.prepare.world.nouns import CAR_M
 from scaleearth_pl.prepare.world.scene import COVER, Scene, Town

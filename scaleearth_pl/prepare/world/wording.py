@@ -1,6 +1,6 @@
 """How questions are put: two or three paraphrases each, short words, one place for all of them."""
 
-import zlib
+import hashlib
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "size/wide": ("How wide is the {noun}?", "What is the width of the {noun}?"),
@@ -25,7 +25,17 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+def draw(key: str) -> int:
+    """A number of 32 bits from a text: the same in every run and process, independent between texts."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+
+
+def coin(key: str) -> int:
+    """0 or 1, from a text."""
+    return draw(key) & 1
+
+
 def say(template: str, key: str, **words: str) -> str:
-    """One paraphrase, chosen by a checksum of `key`: the same in every run and process."""
+    """One paraphrase, drawn from `key`."""
     forms = TEMPLATES[template]
-    return forms[zlib.crc32(f"{template}|{key}".encode()) % len(forms)].format(**words)
+    return forms[draw(f"{template}|{key}") % len(forms)].format(**words)

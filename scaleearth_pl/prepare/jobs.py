@@ -1,0 +1,226 @@
+"""Many requests, each paid for once: the engine under generation and audit.
+
+    jobs (lazy) -> `concurrency` workers: ask -> parse -> recorded and fsynced -> next job
+                                            \\-> failed: quarantine file, with kind and reason
+
+A worker takes its next job only when its last result is on the disk. So at any moment at most `concurrency` requests
+are unrecorded, and that is all that a kill -9 can cost; recorded ids are passed over on the next run. Results that
+arrive together share one write and one `fsync` (group commit), so the disk costs milliseconds against seconds of a model.
+
+Two things stop a run: a share of failed items above `max_share`, and a server that answered none of `patience` items in
+a row, since going on would only quarantine the rest of the corpus for the server's fault.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError
+from scaleearth_pl.prepare.chat import Chat
+from scaleearth_pl.prepare.chat_errors import ChatError, ServerError
+from scaleearth_pl.prepare.chat_providers import ChatRequest
+from scaleearth_pl.prepare.ledger import Ledger, read_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One request and its record.
+
+    Args:
+        id: hash of all that decides the reply (`ledger.record_id`).
+        facts: what the record says beside the reply.
+        request: makes the request; called only if it is asked, raises `SampleError` for a bad image.
+        parse: text of the reply to the record's reply fields; `ValueError` where it is not what was asked for.
+    """
+
+    id: str
+    facts: dict[str, Any]
+    request: Callable[[], ChatRequest]
+    parse: Callable[[str], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When to stop.
+
+    Args:
+        max_share: of the items seen so far, how many may have failed.
+        min_items: the share is not judged before so many items; at the end it always is.
+        patience: items in a row that the server did not answer.
+    """
+
+    max_share: float = 0.05
+    min_items: int = 50
+    patience: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_share < 1:
+            raise ConfigError("must lie in [0, 1)", field="max_share", value=self.max_share)
+        if self.min_items < 1 or self.patience < 1:
+            raise ConfigError("must be at least 1", field="min_items, patience", value=(self.min_items, self.patience))
+
+
+@dataclass(kw_only=True)
+class RunReport:
+    """Counts of a run: jobs asked and recorded now, recorded before, failed by kind now, failed for good before."""
+
+    asked: int = 0
+    recorded_before: int = 0
+    twice_in_plan: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    failed_before: int = 0
+
+    @property
+    def n_failed(self) -> int:
+        """Items without a result, of this run and of earlier ones."""
+        return self.failed.total() + self.failed_before
+
+    @property
+    def n_seen(self) -> int:
+        """Items dealt with so far."""
+        return self.asked + self.recorded_before + self.n_failed
+
+
+async def run_jobs(
+    jobs: Iterator[Job],
+    *,
+    chat: Chat,
+    done: Ledger,
+    failed: Ledger,
+    limits: Limits,
+    retry_failed: bool = False,
+    observe: Callable[[RunReport], None] = lambda report: None,
+) -> RunReport:
+    """Asks every job that has no record yet.
+
+    Args:
+        jobs: pulled lazily, so that a plan of millions costs no memory.
+        chat: the client; its concurrency is the number of workers.
+        done: ledger of results.
+        failed: ledger of failures; those that are the item's own fault are not asked again, unless `retry_failed`.
+        limits: when to stop.
+        retry_failed: ask quarantined items again.
+        observe: called after every item, for a progress bar.
+
+    Raises:
+        QuarantineLimitError: too large a share has failed.
+        ServerError: the server seems to be gone.
+        ConfigError: the server refuses all requests.
+        DiskSpaceError: a record cannot be written.
+    """
+    run = _Run(jobs, chat, done, failed, limits, retry_failed, observe)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(chat.config.concurrency):
+                group.create_task(run.worker())
+    except* Exception as errors:
+        raise _first(errors) from None
+    run.judge(final=True)
+    return run.report
+
+
+class _Run:
+    def __init__(
+        self,
+        jobs: Iterator[Job],
+        chat: Chat,
+        done: Ledger,
+        failed: Ledger,
+        limits: Limits,
+        retry_failed: bool,
+        observe: Callable[[RunReport], None],
+    ) -> None:
+        self.report = RunReport()
+        self._jobs, self._chat, self._done, self._limits, self._observe = jobs, chat, done, limits, observe
+        self._recorder, self._quarantine = _Recorder(done), _Recorder(failed)
+        self._given_up = set() if retry_failed else _for_good(failed)
+        self._pulling, self._unanswered = asyncio.Lock(), 0
+        self._seen: set[str] = set()
+
+    async def worker(self) -> None:
+        while (job := await self._next()) is not None:
+            await self._ask(job)
+            self._observe(self.report)
+            self.judge(final=False)
+
+    def judge(self, *, final: bool) -> None:
+        report, limits = self.report, self._limits
+        enough = final or report.n_seen >= limits.min_items
+        if enough and report.n_failed > limits.max_share * report.n_seen:
+            raise QuarantineLimitError(
+                f"{report.n_failed} of {report.n_seen} items failed {dict(report.failed)}",
+                file=self._quarantine.ledger.path,
+                field="max_share",
+                value=limits.max_share,
+                remedy="read the reasons in that file; raise the share if they can be borne",
+            )
+
+    async def _next(self) -> Job | None:
+        # Pulling reads and hashes an image: in a thread, so that the other workers' replies are not kept waiting.
+        async with self._pulling:
+            return await asyncio.to_thread(self._pull)
+
+    def _pull(self) -> Job | None:
+        for job in self._jobs:
+            if job.id in self._seen:
+                self.report.twice_in_plan += 1
+            elif job.id in self._done:
+                self.report.recorded_before += 1
+            elif job.id in self._given_up:
+                self.report.failed_before += 1
+            else:
+                self._seen.add(job.id)
+                return job
+            self._seen.add(job.id)
+        return None
+
+    async def _ask(self, job: Job) -> None:
+        try:
+            request = await asyncio.to_thread(job.request)
+            answer = await self._chat.ask(request, job.parse)
+        except (ChatError, SampleError, GsdError) as error:
+            await self._fail(job, error)
+            return
+        tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+        await self._recorder.put({"id": job.id, **job.facts, **tokens, **answer.value})
+        self._unanswered = 0
+        self.report.asked += 1
+
+    async def _fail(self, job: Job, error: ChatError | SampleError | GsdError) -> None:
+        kind = error.kind if isinstance(error, ChatError) else "image"
+        await self._quarantine.put({"id": job.id, **job.facts, "kind": kind, "reason": str(error)})
+        self.report.failed[kind] += 1
+        self._unanswered = self._unanswered + 1 if isinstance(error, ServerError) else 0
+        if self._unanswered >= self._limits.patience:
+            raise ServerError(
+                f"the server answered none of the last {self._unanswered} items; what was recorded is kept",
+                remedy="start it again and run the same command: only the rest is asked",
+            ) from error
+
+
+class _Recorder:
+    """Group commit: whoever gets the lock first writes all that waits, and the others find it written."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._waiting: list[dict[str, Any]] = []
+        self._lock = asyncio.Lock()
+
+    async def put(self, record: dict[str, Any]) -> None:
+        self._waiting.append(record)
+        async with self._lock:
+            batch, self._waiting = self._waiting, []
+            await asyncio.to_thread(self.ledger.append, batch)
+
+
+def _for_good(failed: Ledger) -> set[str]:
+    return {record["id"] for record in read_records(failed.path) if record["kind"] != ServerError.kind}
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.packing import CPU_TOKEN_BUDGET, auto_token_budget, fill, pack_step, split_ranks
+
+
+def step_of(n_trees, seed=0):
+    rng = np.random.default_rng(seed)
+    prefix, branch = rng.integers(10, 100, n_trees), rng.integers(10, 40, n_trees)
+    return prefix + branch * rng.integers(1, 9, n_trees), prefix, branch
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_trees", [1, 3, 40])
+@pytest.mark.parametrize("budget", [400, 1000, 10**6])
+def test_every_tree_is_delivered_once_to_equally_many_micro_batches(world_size, n_trees, budget):
+    cost, prefix, branch = step_of(n_trees)
+    packed = pack_step(cost, prefix, branch, world_size=world_size, budget=budget)
+    assert len(packed) == world_size
+    assert len({len(micros) for micros in packed}) == 1
+    assert sorted(p for micros in packed for micro in micros for p in micro) == list(range(n_trees))
+    assert all(cost[list(micro)].sum() <= budget for micros in packed for micro in micros)
+
+
+def test_ranks_are_balanced_by_tokens():
+    cost, _, _ = step_of(64)
+    loads = [cost[share].sum() for share in split_ranks(cost, 8)]
+    assert max(loads) - min(loads) <= cost.max()
+    assert max(loads) < 1.1 * np.mean(loads)
+
+
+def test_sorting_by_length_saves_padding():
+    cost, prefix, branch = step_of(64)
+
+    def padding(micros):
+        return sum(len(m) * prefix[list(m)].max() for m in micros)
+
+    (by_length,) = pack_step(cost, prefix, branch, world_size=1, budget=1000)
+    assert padding(by_length) < padding(fill(list(range(64)), cost, 1000))
+
+
+def test_a_tree_over_the_budget_is_refused():
+    with pytest.raises(ConfigError, match="budget"):
+        fill([0, 1], np.array([10, 30]), 20)
+
+
+def test_auto_budget_without_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert auto_token_budget() == CPU_TOKEN_BUDGET
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (80 * 2**30, 80 * 2**30))
+    assert 8_192 < auto_token_budget() < 16_384
