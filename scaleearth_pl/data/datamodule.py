@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.errors import ConfigError
@@ -26,7 +25,7 @@ from scaleearth_pl.data.processor import GSD_TEXT_RESERVE, GsdText, Processor
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.data.split import KINDS_OF_STAGE, Kind, SplitPlan
 from scaleearth_pl.data.state import refuse_changed, state_of
-from scaleearth_pl.data.steps import EvalSchedule, StepDataset, TrainSchedule, make_loader
+from scaleearth_pl.data.steps import EvalSchedule, StepDataset, StepLoader, TrainSchedule, make_loader
 from scaleearth_pl.data.texts import corpus_texts
 from scaleearth_pl.data.tokenizer import cached_tiny_tokenizer, load_tokenizer
 
@@ -224,7 +223,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         """This rank's batch of one global step, without a loader; for tests and preflight."""
         return self.dataset(kind)[step]
 
-    def train_dataloader(self) -> "DataLoader[StepBatch]":
+    def train_dataloader(self) -> StepLoader:
         """Goes on at `trainer.global_step`; its length is S whatever the position."""
         return self._loader("train")
 
@@ -232,11 +231,11 @@ class GeoScaleDataModule(pl.LightningDataModule):
         """Every question of the val splits once, in index order; no loader where there are no val splits."""
         return self._loader("val") if self.splits["val"] else []
 
-    def test_dataloader(self) -> "DataLoader[StepBatch]":
+    def test_dataloader(self) -> StepLoader:
         """Every question of the test splits once, in index order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> "DataLoader[StepBatch]":
+    def predict_dataloader(self) -> StepLoader:
         """Every question of the predict splits once, in index order."""
         return self._loader("predict")
 
@@ -285,7 +284,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
             world_size=self._ranks()[1], budget=self._budget or 0, auto=self.micro_token_budget == "auto"
         )
 
-    def _loader(self, kind: Kind) -> "DataLoader[StepBatch]":
+    def _loader(self, kind: Kind) -> StepLoader:
         return make_loader(
             self.dataset(kind),
             self._position if kind == "train" else _start,

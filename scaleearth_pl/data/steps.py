@@ -221,9 +221,21 @@ class StepSampler(DistributedSampler[int]):
         """Ignored: the global step alone decides."""
 
 
-def make_loader(
-    dataset: StepDataset, position: Callable[[], int], *, num_workers: int, timeout_s: float
-) -> "DataLoader[StepBatch]":
+class StepLoader(DataLoader[StepBatch]):
+    """A DataLoader that resumes by itself, and says so to Lightning, which would warn otherwise.
+
+    It keeps no state: `StepSampler` asks where training stands.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to restore."""
+
+
+def make_loader(dataset: StepDataset, position: Callable[[], int], *, num_workers: int, timeout_s: float) -> StepLoader:
     """A loader of whole steps; the same batches in the same order for any number of workers.
 
     Args:
@@ -232,7 +244,7 @@ def make_loader(
         num_workers: processes that read ahead, 0 for none.
         timeout_s: a worker that is silent for longer is an error (a stopped worker would hang for ever).
     """
-    return DataLoader(
+    return StepLoader(
         dataset,
         batch_size=None,
         sampler=StepSampler(len(dataset), position),

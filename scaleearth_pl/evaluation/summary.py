@@ -6,8 +6,8 @@ Reads the files of a run folder (`predictions.py`) and writes beside them
 - `summary_details.json`: what the document has no room for: intervals, the four floors, SSE-U with and without scale
   cues, the official RSVQA scores.
 
-`accuracy.majority` is the floor of the commonest answer per source and type. A figure that was not measured (seconds of a
-stage that somebody else ran, SSE-U of a run without one) is null, never 0; `gates` is empty where there is no gate.
+`accuracy.majority` is the floor of the commonest answer per source and type. A figure that was not measured (seconds of
+a stage that somebody else ran, SSE-U of a run without one) is null, never 0; `gates` is empty where there is no gate.
 """
 
 import argparse

@@ -40,6 +40,6 @@ def save_versus_figure(path: Path, versus: Mapping[str, Mapping[str, Any]]) -> N
     ax.invert_yaxis()
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.set_xlabel("ours minus twin, percentage points (95 % over places)")
-    ax.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(versus), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

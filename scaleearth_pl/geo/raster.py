@@ -21,7 +21,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from scaleearth_pl.core.errors import SampleError
-from scaleearth_pl.geo.rasterfile import open_raster
+from scaleearth_pl.geo.rasterfile import check_png, open_raster
 
 STRETCH_PERCENTILES = (2.0, 98.0)
 MAX_READ_PIXELS = 4096 * 4096
@@ -36,6 +36,7 @@ MAX_BLOCK_BYTES = 512 * 2**20
 """Largest strip or tile: GDAL decodes it in one piece, however small the window."""
 
 _BLOCK_DRIVERS = {"GTiff", "JP2OpenJPEG", "HFA", "NITF"}
+_STRIP_PIXELS = 2**25
 _PERCENTILE_SAMPLE = 1_000_000
 _BAND_NAMES = (("red", "green", "blue"), ("B04", "B03", "B02"))
 
@@ -84,13 +85,7 @@ def read_rgb(
         bands, notes = choose_bands(dataset)
         decimated = (out_w, out_h) != (int(area.width), int(area.height))
         notes += [f"read decimated to {out_w}x{out_h} by averaging"] if decimated else []
-        values_BHW = dataset.read(
-            bands,
-            window=area,
-            out_shape=(len(bands), out_h, out_w),
-            resampling=Resampling.nearest if _palette(dataset) else Resampling.average,
-            masked=True,
-        )
+        values_BHW = _read(dataset, bands, area, (out_w, out_h))
         rgb_HW3, depth_notes = _to_rgb(dataset, bands, values_BHW)
     valid = ~np.ma.getmaskarray(values_BHW).all(axis=0) & _finite(values_BHW.data)
     share = float(valid.mean())
@@ -140,6 +135,32 @@ def stretch_band(values_HW: "np.ma.MaskedArray[Any, Any]") -> tuple[Pixels, tupl
     return np.rint(unit * 255).astype(np.uint8), (low, high)
 
 
+def _read(
+    dataset: DatasetReader, bands: list[int], area: Window, out_size: tuple[int, int]
+) -> "np.ma.MaskedArray[Any, Any]":
+    """Reads `area` at `out_size` in strips.
+
+    GDAL reads band after band; where one pass exceeds its block cache, every block would be decoded once a band.
+    """
+    out_w, out_h = out_size
+    rows = max(1, math.floor(_STRIP_PIXELS / (area.width * area.height / out_h)))
+    strips = []
+    for top in range(0, out_h, rows):
+        bottom = min(out_h, top + rows)
+        first, last = (area.row_off + area.height * edge / out_h for edge in (top, bottom))
+        strips.append(
+            dataset.read(
+                bands,
+                window=Window(area.col_off, first, area.width, last - first),
+                out_shape=(len(bands), bottom - top, out_w),
+                resampling=Resampling.nearest if _palette(dataset) else Resampling.average,
+                masked=True,
+            )
+        )
+    whole: np.ma.MaskedArray[Any, Any] = np.ma.concatenate(strips, axis=1)
+    return whole
+
+
 def _to_rgb(
     dataset: DatasetReader, bands: list[int], values_BHW: "np.ma.MaskedArray[Any, Any]"
 ) -> tuple[Pixels, list[str]]:
@@ -180,6 +201,8 @@ def _check_readable(dataset: DatasetReader, path: Path, area: Window, shrink: fl
             value=(dataset.width, dataset.height),
             remedy="read a window, add overviews (gdaladdo), or cut it into tiles (gdal_retile)",
         )
+    if dataset.driver == "PNG":
+        check_png(path)
     height, width = dataset.block_shapes[0]
     together = dataset.count if dataset.interleaving and dataset.interleaving.name == "pixel" else 1
     if height * width * np.dtype(dataset.dtypes[0]).itemsize * together > MAX_BLOCK_BYTES:

@@ -110,10 +110,10 @@ class ContinuousGate(Gate):
         return self.config.sharpness if self.log_sharpness is None else self.log_sharpness.exp()
 
     def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:
-        """E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2)."""
-        width_G = torch.sqrt(1 + math.pi / 8 * (self.sharpness * sigma_G.float()) ** 2)
-        distance_Gr = self.thresholds - log10_gsd_G.float()[:, None]
-        return torch.sigmoid(self.sharpness * distance_Gr / width_G[:, None])
+        """E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2): the slope loses what sigma takes."""
+        flattening_G = torch.rsqrt(1 + math.pi / 8 * (self.sharpness * sigma_G.float()) ** 2)
+        slope_G1 = (self.sharpness * flattening_G)[:, None]
+        return torch.sigmoid(slope_G1 * (self.thresholds - log10_gsd_G.float()[:, None]))
 
 
 def rank_tier_slices(rank: int) -> dict[str, slice]:

@@ -7,15 +7,14 @@
          |              A  [r, in]       Kaiming           log10_gsd_G, sigma_G    one Gaussian per tree
          |              |  [.., r]                                  |
      W  frozen          * <---- one row per token <---- h_Gr <---- gate            G rows, not T tokens
-     (full or 4-bit)    |       (one gather)
+     (full or 4-bit)    |       (one gather)             * lora_alpha / r
          |              B  [out, r]      zero
-         |              * lora_alpha / r
          +------(+)-----+
             y [.., out]
 
 The price over plain LoRA is one gather and one multiply of r numbers per token, under 1e-6 of the layer's operations:
 the gate itself is evaluated once per tree, never per token, and no adapter is ever built per sample. With one tree the
-row is broadcast; with `gate.always_open` the two lines are skipped, so that the plain-LoRA baseline is this very code.
+row is broadcast; with `gate.always_open` a number takes its place, so that the plain-LoRA baseline is this very code.
 
 The scale reaches the layers through a `ScaleState`, not through `forward` (the backbone's signature is not ours) and
 not through a context that closes when `forward` returns: activation checkpointing runs `forward` again inside
@@ -116,8 +115,8 @@ class ScaleState:
         """Keeps the scales, but for other tokens of the same trees: the next step of cached decoding."""
         self._row_of_token = row_of_token
 
-    def apply(self, gate: Gate, low: Float[Tensor, "*N r"]) -> Float[Tensor, "*N r"]:
-        """h(s) * low, each token by its tree's row of `gate`.
+    def apply(self, gate: Gate, low: Float[Tensor, "*N r"], scaling: float) -> Float[Tensor, "*N r"]:
+        """Product scaling * h(s) * low, each token by its tree's row of `gate`; scaling G rows costs nothing.
 
         The gather precedes the cast to low's dtype, so that its backward adds up a tree's tokens in float32: CUDA's sum
         of thousands of bfloat16 terms is not the thresholds' gradient.
@@ -127,7 +126,7 @@ class ScaleState:
         """
         if self._log10_gsd_G is None or self._sigma_G is None or self._row_of_token is None:
             raise GsdError("the gate was not told a GSD", remedy="call ScaleState.set before the backbone's forward")
-        h_Gr: Tensor = gate(self._log10_gsd_G, self._sigma_G)
+        h_Gr: Tensor = scaling * gate(self._log10_gsd_G, self._sigma_G)
         if h_Gr.shape[0] == 1:
             return low * h_Gr[0].to(low.dtype)
         if self._row_of_token.shape != low.shape[:-1]:
@@ -192,9 +191,9 @@ class GatedLoRALinear(nn.Module):
         """Base output plus update, in the base output's dtype: the input's, or autocast's."""
         y: Tensor = self.base(x)
         low: Tensor = self.lora_A(x)
-        if not self.gate.always_open:
-            low = self.scale.apply(self.gate, low)
-        return torch.add(y, self.lora_B(low).to(y.dtype), alpha=self.scaling)
+        low = low * self.scaling if self.gate.always_open else self.scale.apply(self.gate, low, self.scaling)
+        update: Tensor = self.lora_B(low)
+        return y + update.to(y.dtype)
 
 
 def _kaiming(rank: int, in_features: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -169,7 +169,7 @@ def _attend(q_NJMD: Tensor, k_NSJD: Tensor, v_NSJD: Tensor, hidden_NS: Tensor) -
 def _to_branches(x_GJM: Tensor, layout: TreeLayout, q_BJRD: Tensor) -> Tensor:
     """Seats of the trees [G, J, K x R, ...] back to branches [B, J, R, ...]."""
     n_groups = q_BJRD.shape[2]
-    seats = x_GJM.unflatten(2, (-1, n_groups)).transpose(1, 2).flatten(0, 1)
+    seats: Tensor = x_GJM.unflatten(2, (-1, n_groups)).transpose(1, 2).flatten(0, 1)
     return seats.index_select(0, layout.seats.slot_of_R)
 
 

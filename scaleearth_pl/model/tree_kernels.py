@@ -174,13 +174,14 @@ class VarlenCudaFlash:
         """See `Kernel.backward`."""
         queries, keys = part.queries, part.keys
         random_state = torch.zeros(2, dtype=torch.uint64, device=streams.q.device)  # of dropout, which is 0
+        unused = torch.empty(0, device=streams.q.device)
         dq_RHD, dk_KJD, dv_KJD = _ATEN._flash_attention_backward(
             streams.grad.index_select(0, queries.rows_R),
             streams.q.index_select(0, queries.rows_R),
             streams.k.index_select(0, keys.rows_R),
             streams.v.index_select(0, keys.rows_R),
             streams.out.index_select(0, queries.rows_R),
-            streams.lse.index_select(0, queries.rows_R).T.contiguous(),
+            streams.lse.T.index_select(1, queries.rows_R),
             queries.cumulative_N1,
             keys.cumulative_N1,
             queries.max_len,
@@ -188,7 +189,7 @@ class VarlenCudaFlash:
             0.0,
             part.causal,
             random_state,
-            random_state,
+            unused,
             scale=scale,
         )
         return dq_RHD, dk_KJD, dv_KJD

@@ -42,7 +42,7 @@ class Runs:
     """
 
     rows_R: Int[Tensor, " R"]
-    cumulative_N1: Int[Tensor, " N+1"]
+    cumulative_N1: Int[Tensor, " N1"]
     slot_rows_S: Int[Tensor, " S"]
     slot_of_R: Int[Tensor, " R"]
     empty_E: Int[Tensor, " E"]

@@ -1,27 +1,31 @@
 """Many requests, each paid for once: the engine under generation and audit.
 
     jobs (lazy) -> `concurrency` workers: ask -> parse -> recorded and fsynced -> next job
-                                            \\-> failed: quarantine file, with kind and reason
+                                           |-> failed: quarantine file, with kind and reason
 
 A worker takes its next job only when its last result is on the disk. So at any moment at most `concurrency` requests
 are unrecorded, and that is all that a kill -9 can cost; recorded ids are passed over on the next run. Results that
-arrive together share one write and one `fsync` (group commit), so the disk costs milliseconds against seconds of a model.
+arrive together share one write and one `fsync` (group commit): milliseconds against seconds of a model.
 
-Two things stop a run: a share of failed items above `max_share`, and a server that answered none of `patience` items in
-a row, since going on would only quarantine the rest of the corpus for the server's fault.
+When a run is stopped: `job_limits.py`.
 """
 
 import asyncio
-from collections import Counter
+import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError
-from scaleearth_pl.prepare.chat import Chat
+from scaleearth_pl.core.errors import GsdError, SampleError
+from scaleearth_pl.prepare.chat import Chat, ChatConfig
 from scaleearth_pl.prepare.chat_errors import ChatError, ServerError
 from scaleearth_pl.prepare.chat_providers import ChatRequest
-from scaleearth_pl.prepare.ledger import Ledger, read_records
+from scaleearth_pl.prepare.job_limits import Limits, RunReport
+from scaleearth_pl.prepare.ledger import Ledger, read_records, record_id
+from scaleearth_pl.prepare.prompts.compose import Prompt
+from scaleearth_pl.prepare.views import MIMES, EncodedImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,46 +45,56 @@ class Job:
     parse: Callable[[str], dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When to stop.
+def make_job(
+    facts: dict[str, Any],
+    prompt: Prompt,
+    image: Callable[[], EncodedImage],
+    schema: tuple[str, dict[str, Any]],
+    parse: Callable[[str, str], dict[str, Any]],
+    config: ChatConfig,
+) -> Job:
+    """A job whose id hashes image, view, prompt, model and sampling.
 
     Args:
-        max_share: of the items seen so far, how many may have failed.
-        min_items: the share is not judged before so many items; at the end it always is.
-        patience: items in a row that the server did not answer.
+        facts: what the record says of the view (`views.facts_of`); holds `image_sha256` and `factor`.
+        prompt: the texts.
+        image: encodes the view; called only if the job is asked.
+        schema: name and JSON schema of the reply.
+        parse: (id, text of the reply) to the record's reply fields.
+        config: the client's, for what it decides of the reply.
     """
+    sampling = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": config.seed}
+    identity = record_id(
+        image_sha256=facts["image_sha256"],
+        prompt_version=prompt.version,
+        prompt=f"{prompt.system}\n\n{prompt.user}",
+        model=config.model,
+        parameters={"factor": facts["factor"], **sampling},
+    )
 
-    max_share: float = 0.05
-    min_items: int = 50
-    patience: int = 16
+    def request() -> ChatRequest:
+        encoded = image()
+        return ChatRequest(
+            system=prompt.system,
+            text=prompt.user,
+            image=encoded.data,
+            image_mime=MIMES[encoded.ext],
+            schema_name=schema[0],
+            schema=schema[1],
+        )
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_share < 1:
-            raise ConfigError("must lie in [0, 1)", field="max_share", value=self.max_share)
-        if self.min_items < 1 or self.patience < 1:
-            raise ConfigError("must be at least 1", field="min_items, patience", value=(self.min_items, self.patience))
+    facts = {**facts, "model": config.model, "prompt_version": prompt.version}
+    return Job(id=identity, facts=facts, request=request, parse=partial(parse, identity))
 
 
-@dataclass(kw_only=True)
-class RunReport:
-    """Counts of a run: jobs asked and recorded now, recorded before, failed by kind now, failed for good before."""
+def broken_job(facts: dict[str, Any], error: SampleError | GsdError) -> Job:
+    """A job that fails with `error` when it is asked, so that an unreadable image is quarantined like any failure."""
 
-    asked: int = 0
-    recorded_before: int = 0
-    twice_in_plan: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    failed_before: int = 0
+    def request() -> ChatRequest:
+        raise error
 
-    @property
-    def n_failed(self) -> int:
-        """Items without a result, of this run and of earlier ones."""
-        return self.failed.total() + self.failed_before
-
-    @property
-    def n_seen(self) -> int:
-        """Items dealt with so far."""
-        return self.asked + self.recorded_before + self.n_failed
+    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return Job(id=identity, facts=facts, request=request, parse=lambda _: {})
 
 
 async def run_jobs(
@@ -91,7 +105,7 @@ async def run_jobs(
     failed: Ledger,
     limits: Limits,
     retry_failed: bool = False,
-    observe: Callable[[RunReport], None] = lambda report: None,
+    observe: Callable[[RunReport], None] = lambda _: None,
 ) -> RunReport:
     """Asks every job that has no record yet.
 
@@ -115,9 +129,10 @@ async def run_jobs(
         async with asyncio.TaskGroup() as group:
             for _ in range(chat.config.concurrency):
                 group.create_task(run.worker())
-    except* Exception as errors:
-        raise _first(errors) from None
-    run.judge(final=True)
+    except ExceptionGroup as errors:
+        raise _first(errors) from errors
+    observe(run.report)
+    run.report.judge(limits, final=True, file=failed.path)
     return run.report
 
 
@@ -143,19 +158,7 @@ class _Run:
         while (job := await self._next()) is not None:
             await self._ask(job)
             self._observe(self.report)
-            self.judge(final=False)
-
-    def judge(self, *, final: bool) -> None:
-        report, limits = self.report, self._limits
-        enough = final or report.n_seen >= limits.min_items
-        if enough and report.n_failed > limits.max_share * report.n_seen:
-            raise QuarantineLimitError(
-                f"{report.n_failed} of {report.n_seen} items failed {dict(report.failed)}",
-                file=self._quarantine.ledger.path,
-                field="max_share",
-                value=limits.max_share,
-                remedy="read the reasons in that file; raise the share if they can be borne",
-            )
+            self.report.judge(self._limits, final=False, file=self._quarantine.ledger.path)
 
     async def _next(self) -> Job | None:
         # Pulling reads and hashes an image: in a thread, so that the other workers' replies are not kept waiting.

@@ -1,4 +1,4 @@
-"""Results that were paid for, as an append-only JSONL file that a kill cannot spoil.
+r"""Results that were paid for, as an append-only JSONL file that a kill cannot spoil.
 
     {"id": "5f2a...", ...}\n      one record a line; a line counts once its newline is on the disk
     {"id": "91c0...", ...}\n

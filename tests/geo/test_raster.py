@@ -129,6 +129,16 @@ def test_large_raster_is_averaged_down_and_its_gsd_follows(tmp_path: Path) -> No
     assert any("decimated" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("max_pixels", [10**9, 4000])
+def test_reading_in_strips_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_pixels: int) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(3, "uint16", 4000, 131), nodata=5)
+    whole = read_rgb(path, max_pixels=max_pixels)
+    monkeypatch.setattr(raster_module, "_STRIP_PIXELS", 2000)
+    strips = read_rgb(path, max_pixels=max_pixels)
+    assert strips.size == whole.size
+    assert np.abs(strips.pixels_HW3.astype(int) - whole.pixels_HW3).max() <= 1
+
+
 def test_window_is_read_alone(tmp_path: Path) -> None:
     values = noise(3, "uint8", 256)
     path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
@@ -214,7 +224,8 @@ def test_decompression_bomb_is_refused_by_header(tmp_path: Path) -> None:
 
 
 def test_overviews_make_a_large_raster_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(1, "uint8", 200, 512), tiled=True, blockxsize=64, blockysize=64)
+    tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64, "crs": "EPSG:32631", "transform": north_up(1)}
+    path = write_raster(tmp_path / "a.tif", noise(1, "uint8", 200, 512), **tiles)
     monkeypatch.setattr(raster_module, "MAX_DECODED_PIXELS", 512 * 512 // 3)
     with pytest.raises(SampleError, match="overviews"):
         read_rgb(path, max_pixels=128 * 128)

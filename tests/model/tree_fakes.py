@@ -93,5 +93,36 @@ def _branch_info(tree, i):
     return BranchInfo(tree=tree, qa_id=f"q{i}", type="t", family="f", question="?", answer="!", options=None)
 
 
+def single(batch, branch):
+    """One branch with its prefix as a plain sequence: keyword arguments of transformers' own forward and generate."""
+    tree = int(batch.tree_of_branch_B[branch])
+    rows = [_span(batch.prefix_start_G[tree], batch.prefix_len_G[tree])]
+    rows.append(_span(batch.branch_start_B[branch], batch.branch_len_B[branch]))
+    ids = batch.input_ids_T[torch.cat(rows)][None]
+    patches_I = batch.image_grid_I3.prod(-1)
+    image_of_patch = torch.repeat_interleave(torch.arange(len(patches_I)), patches_I)
+    mine_I = batch.tree_of_image_I == tree
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IDS["image_pad"]).int(),
+        "pixel_values": batch.pixel_values_PD[mine_I[image_of_patch]],
+        "image_grid_thw": batch.image_grid_I3[mine_I],
+    }
+
+
+def _span(start, length):
+    return torch.arange(int(start), int(start + length))
+
+
+def sharpen(model, factor=3.0):
+    """Scales up all matrices, so that a random model's answers depend on what it attends to."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return model
+
+
 RAGGED = [([(4, 6)], [5, 1, 9]), ([(2, 4), (4, 4)], [7]), ([(6, 6)], [3, 4, 4, 2])]
 """Three trees: ragged prefixes, branches and branch counts; the second holds two images."""

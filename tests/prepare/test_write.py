@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from fakes.corpus import fake_sample, make_fake_corpus, random_image
 
-from scaleearth_pl.core.errors import ConfigError, DiskSpaceError, SampleError
+from scaleearth_pl.core.errors import ConfigError, DiskSpaceError, SampleError, ShardError
 from scaleearth_pl.core.gsd import Tier
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex
@@ -125,3 +125,19 @@ def test_a_full_disk_stops_before_the_reserve(tmp_path, monkeypatch):
 def test_nothing_written_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="nothing"), ShardWriter(tmp_path / "c", corpus="c"):
         pass
+
+
+class Forged(Sample):
+    """Writes another GSD than the one it was checked with."""
+
+    def to_json(self):
+        return super().to_json().replace('"gsd_m_native":0.3', '"gsd_m_native":-0.3')
+
+
+def test_what_does_not_read_back_is_no_corpus(tmp_path):
+    good = fake_sample(0)
+    writer = ShardWriter(tmp_path / "c", corpus="c")
+    writer.write(Forged(**{name: getattr(good, name) for name in Sample.__dataclass_fields__}), IMAGE, "png")
+    with pytest.raises(ShardError, match="positive"):
+        writer.close()
+    assert not (tmp_path / "c" / "index.json").exists()

@@ -1,7 +1,7 @@
 """Which candidates are asked: answers are evened out inside every cell, then images get their number of questions.
 
 A cell holds what someone who does not see the image cannot tell apart: kind of question, noun, GSD bin. If one answer filled it,
-question and GSD would give it away. So a value is kept at most as often as the mean of its cell's values (two-valued cells:
+question and GSD would give it away. So a value is kept at most as often as the median of its cell's values (two-valued cells:
 as often as the rarer one), and a cell in which only one value occurs is not asked. What this throws away comes back only
 to lift an image to its smallest number of questions, rarest values first.
 
@@ -9,16 +9,17 @@ All choices are drawn from hashes of image and question, so they depend on neith
 """
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from scaleearth_pl.prepare.world.questions import Candidate
 from scaleearth_pl.prepare.world.wording import draw
 
-PRESENCE_PER_IMAGE = 3
+PRESENCE_PER_IMAGE = 2
 """Is there ...? could be asked ten times an image and would drown the rest."""
 FEW = 6
-"""A many-valued cell with fewer questions than this is too small to judge."""
+"""A cell with fewer questions than this may be too small to hold a second value."""
 TWO_VALUED = ("larger_than", "which_size", "which_thing", "presence", "setting", "orientation")
 
 Place = tuple[int, int]
@@ -57,11 +58,9 @@ def even_out(candidates: Sequence[Sequence[Candidate]]) -> set[Place]:
 
 def cell_limit(kind: str, counts: Sequence[int]) -> int:
     """How often a value may be kept in a cell with these counts of values."""
-    if kind in TWO_VALUED:
-        return min(counts) if len(counts) == 2 else 0
-    if sum(counts) < FEW:
-        return 2
-    return math.ceil(sum(counts) / len(counts)) if len(counts) > 1 else 0
+    if len(counts) < 2:
+        return 0 if kind in TWO_VALUED or sum(counts) >= FEW else 1
+    return min(counts) if kind in TWO_VALUED or len(counts) == 2 else math.ceil(statistics.median(counts))
 
 
 def _without_surplus(row: Sequence[Candidate], image: int) -> list[int]:

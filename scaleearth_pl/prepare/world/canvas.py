@@ -122,8 +122,9 @@ class Canvas:
 
     def pixels_PPC(self) -> F32:
         """The picture: mean of the samples of every pixel."""
-        p, k = self.view.n_px, self.oversample
-        return self.rgb_CNN.reshape(3, p, k, p, k).mean(axis=(2, 4)).transpose(1, 2, 0)
+        k = self.oversample
+        total = sum(self.rgb_CNN[:, i::k, j::k] for i in range(k) for j in range(k))
+        return (np.asarray(total, np.float32) / np.float32(k * k)).transpose(1, 2, 0)
 
     def _range(self, axis_N: NDArray[np.float64], centre: float, radius: float) -> slice:
         n = len(axis_N)

@@ -7,7 +7,7 @@ import numpy as np
 
 from scaleearth_pl.prepare.world.questions import Candidate, gsd_bin
 from scaleearth_pl.prepare.world.render import Picture
-from scaleearth_pl.prepare.world.scene import COVER, Blob, Building, Ribbon
+from scaleearth_pl.prepare.world.scene import COVER, Ribbon
 from scaleearth_pl.prepare.world.sight import PRESENT, Sight
 from scaleearth_pl.prepare.world.wording import say
 
@@ -22,7 +22,6 @@ THINGS = {
 }
 """Covers that show a thing, and the kinds of objects that might hide some of it."""
 OBJECTS = {"a river": "river", "a lake": "lake", "a town": "town", "an island": "island"}
-COUNTED = {"buildings": "roof", "lakes": "lake", "islands": "island"}
 WAYS = ("east-west", "northwest-southeast", "north-south", "northeast-southwest")
 
 
@@ -32,7 +31,6 @@ def identify(sight: Sight, picture: Picture, image_id: str) -> Iterator[Candidat
     yield from presence(sight, image_id)
     yield from sides(sight, picture, image_id)
     yield from orientation(sight, image_id)
-    yield from counts(sight, image_id)
     town = sight.share_of_kind("town")
     if town > 0.35 or (town == 0 and not sight.near("town")):
         yield candidate(sight, "setting", say("setting", image_id), "urban" if town > 0 else "rural", "")
@@ -100,19 +98,3 @@ def orientation(sight: Sight, image_id: str) -> Iterator[Candidate]:
                 for answer, index in (("yes", way % 4), ("no", (way + 2) % 4)):
                     question = say("orientation", f"{image_id}|{index}", noun=subject.noun, way=WAYS[index])
                     yield candidate(sight, "orientation", question, answer, f"{subject.noun} {WAYS[index]}")
-
-
-def counts(sight: Sight, image_id: str) -> Iterator[Candidate]:
-    """How many ... where each is seen whole and no smaller than a few pixels, and no town adds its own."""
-    if sight.near("town"):
-        return
-    for things, kind in COUNTED.items():
-        bodies = [
-            t for t in sight.scene.things if isinstance(t, Blob | Building) and t.kind == kind and sight.near_thing(t)
-        ]
-        areas = [(t, sight.code_share[t.code] * sight.view.footprint_m**2) for t in bodies]
-        whole = [t for t, area in areas if area >= 0.9 * t.area_m2 and math.sqrt(t.area_m2) >= 4 * sight.view.gsd_m]
-        if bodies and len(whole) == len(bodies) and len(whole) <= 3:
-            yield candidate(
-                sight, "count", say("count", f"{image_id}|{things}", things=things), str(len(whole)), things
-            )

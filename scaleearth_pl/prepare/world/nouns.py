@@ -1,7 +1,7 @@
 """The things that are asked about, and the sizes in metres that they come in.
 
 Sizes span up to four decades and are drawn log-uniformly, so that neither the pixels alone nor the GSD alone gives
-away the metres: at every GSD a river may be 4 or 90 pixels wide, and 4 pixels may be 20 cm or 200 m.
+away the metres: at every GSD a river may be 3 or 100 pixels wide, and 10 pixels may be 50 cm or 500 m.
 
 Answers are the 1-2-5 series of lengths and counts and the 1-3 series of areas. A size near the border between two
 answers is not asked (`MARGIN`): "about 20 m" should be arguable by a person with a ruler.
@@ -10,7 +10,7 @@ answers is not asked (`MARGIN`): "about 20 m" should be arguable by a person wit
 import math
 from dataclasses import dataclass
 
-SMALLEST_PX, LARGEST_PX = 4.0, 90.0
+SMALLEST_PX, LARGEST_PX = 3.0, 110.0
 """Pixel sizes between which an object is asked about."""
 MARGIN = 0.72
 """Share of a bin, around its middle on the log axis, in which a size is asked."""

@@ -22,6 +22,11 @@ from scaleearth_pl.prepare.world.selfsimilar import BASES, compose_self_similar
 
 LEAST_SPAN = 6.0
 """A noun is put in focus at a GSD only if the sizes it has there span this factor: else the GSD would tell the size."""
+NOUNS_PER_GSD = 3
+ONCE = ("beach", "town")
+"""Nouns that a place has at most one of."""
+APART = 8.0
+"""Ratio of sizes from which two things of one noun do not compete for being "the" lake."""
 SPLITS = {"train": 0, "val": 1, "test": 2}
 PLACES_PER_REGION = 8
 DEGREE_M = 111_320.0
@@ -89,17 +94,24 @@ def draw_gsds(
 
 
 def draw_focus(rng: np.random.Generator, label: str, gsds_m: tuple[float, ...]) -> list[tuple[str, float]]:
-    """One or two (noun, size in metres) for every GSD, each noun at most once."""
-    focus: dict[str, float] = {}
+    """`NOUNS_PER_GSD` (noun, size in metres) for every GSD; a noun comes twice only in sizes that do not compete."""
+    focus: list[tuple[str, float]] = []
     for gsd_m in gsds_m:
-        for _ in range(2):
-            spans = {noun: pixel_span(label, noun, gsd_m) for noun in ARCHETYPES[label].nouns if noun not in focus}
+        here: set[str] = set()
+        for _ in range(NOUNS_PER_GSD):
+            spans = {noun: pixel_span(label, noun, gsd_m) for noun in ARCHETYPES[label].nouns if noun not in here}
             possible = [noun for noun, (low, high) in spans.items() if high >= LEAST_SPAN * low]
-            if possible:
-                noun = possible[int(rng.integers(len(possible)))]
-                low, high = spans[noun]
-                focus[noun] = gsd_m * low * (high / low) ** float(rng.uniform())
-    return list(focus.items())
+            if not possible:
+                break
+            noun = possible[int(rng.integers(len(possible)))]
+            here.add(noun)
+            low, high = spans[noun]
+            size_m = gsd_m * low * (high / low) ** float(rng.uniform())
+            taken = [size for other, size in focus if other == noun]
+            apart = math.inf if noun in ONCE else APART
+            if all(max(size / size_m, size_m / size) > apart for size in taken):
+                focus.append((noun, size_m))
+    return focus
 
 
 def pixel_span(label: str, noun: str, gsd_m: float) -> tuple[float, float]:
@@ -142,16 +154,15 @@ def coordinates(rng: np.random.Generator, split: str, region: int) -> tuple[floa
 def aim(rng: np.random.Generator, place: Place, number: int, n_px: int) -> View:
     """The camera of the `number`-th image: at one of the subjects that suit its GSD, with jitter in pixels.
 
-    A subject of s pixels may lie anywhere in view where all of it, or both of its banks, are seen. On self-similar places the camera
-    stays at the centre, whatever is there: choosing would be a cue.
+    A subject of s pixels may lie anywhere in view where all of it, or both of its banks, are seen. The choice looks at sizes in
+    pixels only, so on self-similar places it is no cue.
     """
-    gsd_m, scene = place.gsds_m[number], place.scene
-    fits = [s for s in scene.subjects if SMALLEST_PX <= s.size_m / gsd_m <= LARGEST_PX]
-    if not scene.has_scale_cue or not fits:
+    gsd_m = place.gsds_m[number]
+    fits = [s for s in place.scene.subjects if SMALLEST_PX <= s.size_m / gsd_m <= LARGEST_PX]
+    if not fits:
         x, y = rng.uniform(-0.15, 0.15, 2) * n_px * gsd_m
         return View(x_m=float(x), y_m=float(y), gsd_m=gsd_m, n_px=n_px)
-    subject = fits[int(rng.integers(len(fits)))]
-    x, y = look_at(rng, subject, gsd_m, n_px)
+    x, y = look_at(rng, fits[int(rng.integers(len(fits)))], gsd_m, n_px)
     return View(x_m=x, y_m=y, gsd_m=gsd_m, n_px=n_px)
 
 

@@ -32,7 +32,10 @@ from scaleearth_pl.prepare.world.scene import Subject
 from scaleearth_pl.prepare.world.sight import Sight
 from scaleearth_pl.prepare.world.wording import coin, say
 
-GSD_BINS_PER_DECADE = 3
+CLAIM_BINS_PER_DECADE = 2
+"""Coarser than for open questions: both claims are possible at the GSD itself, so the bin has less to even out."""
+DISTANCES = (-3, -2, 2, 3)
+"""Bins between the two sizes of a pair of claims: a factor of four to ten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,9 @@ class Candidate:
     value: str
 
 
-def gsd_bin(gsd_m: float) -> int:
-    """Index of the third of a decade that holds a GSD."""
-    return math.floor(GSD_BINS_PER_DECADE * math.log10(gsd_m))
+def gsd_bin(gsd_m: float, per_decade: int = 3) -> int:
+    """Index of the part of a decade that holds a GSD."""
+    return math.floor(per_decade * math.log10(gsd_m))
 
 
 def about_sizes(sight: Sight, image_id: str) -> Iterator[Candidate]:
@@ -90,18 +93,20 @@ def size_questions(noun: Noun, subject: Subject, gsd_m: float, key: str) -> Iter
 
 
 def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
-    """Wider than? and: which of two sizes? Each for the claims two bins below and above.
+    """Wider than? and: which of two sizes? Each against sizes two or three bins away.
 
     Of a pair of sizes, both must be possible at this GSD; then the smaller is right as often as the larger.
     """
     here = nearest_bin(size_m, LENGTHS_M)
     if here is None:
         return
-    for other in (here - 2, here + 2):
+    where = gsd_bin(gsd_m, CLAIM_BINS_PER_DECADE)
+    thing = "fields" if noun.name == "field" else f"a {noun.name}" if noun.name != "island" else "an island"
+    for other in (here + d for d in DISTANCES):
         low, high = min(here, other), max(here, other)
         if not 0 <= low < high < len(LENGTHS_M) or not both_possible(noun, LENGTHS_M[low], LENGTHS_M[high], gsd_m):
             continue
-        value = "low" if here == low else "high"
+        value, cell = "low" if here == low else "high", (noun.name, low, high, where)
         small, large = length_text(LENGTHS_M[low]), length_text(LENGTHS_M[high])
         if noun.name != "field":
             size = length_text(LENGTHS_M[low + 1])
@@ -110,13 +115,10 @@ def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
                 family="scale_specific",
                 question=say(f"larger/{noun.measure}", key + size, noun=noun.name, size=size),
                 answer="yes" if value == "high" else "no",
-                cell=("larger_than", noun.name, low, gsd_bin(gsd_m)),
+                cell=("larger_than", *cell),
                 value=value,
             )
-        thing = "fields" if noun.name == "field" else f"a {noun.name}" if noun.name != "island" else "an island"
-        yield two_claims(
-            "which_size", key + small, (small, large), value, (noun.name, low, gsd_bin(gsd_m)), noun, thing
-        )
+        yield two_claims("which_size", key + small + large, (small, large), value, cell, noun, thing)
 
 
 def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
@@ -129,7 +131,7 @@ def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
         if other == here or not both_possible(noun, middle, middle, gsd_m):
             continue
         pair = (noun.names[here][2], name) if here < other else (name, noun.names[here][2])
-        cell = (noun.name, min(here, other), max(here, other), gsd_bin(gsd_m))
+        cell = (noun.name, min(here, other), max(here, other), gsd_bin(gsd_m, CLAIM_BINS_PER_DECADE))
         yield two_claims("which_thing", key + name, pair, "low" if here < other else "high", cell, noun, "")
 
 

@@ -23,8 +23,8 @@ def compose_self_similar(rng: np.random.Generator, label: str) -> Scene:
     """A place without scale cue; `label` is a key of `BASES`."""
     draft = Draft(rng, label)
     noun = "island" if label == "open sea" else "lake"
-    if rng.uniform() < 0.75:
-        series(draft, noun, ratio=float(rng.uniform(5, 8)))
+    if rng.uniform() < 0.85:
+        series(draft, noun, ratio=float(rng.uniform(9, 14)))
     if label != "open sea" and rng.uniform() < 0.6:
         series(draft, "river", ratio=float(rng.uniform(14, 22)))
     return Scene(

@@ -21,7 +21,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "setting": ("Is this urban or rural?", "Is the area urban or rural?"),
     "side": ("On which side is the {thing}?", "Where is the {thing}?"),
     "orientation": ("Does the {noun} run {way}?", "Is the {noun} oriented {way}?"),
-    "count": ("How many {things} are there?", "What is the number of {things}?"),
 }
 
 

@@ -9,11 +9,10 @@ the ideal detector: a real sensor's point spread is wider and its noise does not
 
 import io
 from dataclasses import dataclass, replace
-
-from PIL import Image
+from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.gsd import Provenance, Tier, TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import decode_rgb
 from scaleearth_pl.prepare.prompts.compose import View
@@ -85,8 +84,38 @@ def coarse_image(data: bytes, ext: str, *, size: tuple[int, int], factor: int, w
     return EncodedImage(data=stream.getvalue(), ext="png")
 
 
+def facts_of(sample: Sample, view: View, *, factor: int, image_sha256: str) -> dict[str, Any]:
+    """What a record says of its image: ids, size in pixels and GSD (metres per pixel, decades) of the view, label."""
+    return {
+        "image_id": sample.image_id,
+        "source": sample.source,
+        "split": sample.split,
+        "image_sha256": image_sha256,
+        "factor": factor,
+        "width": view.width,
+        "height": view.height,
+        "gsd_m": view.gsd_m,
+        "gsd_provenance": str(view.provenance),
+        "gsd_sigma_log10": sample.sigma_log10,
+        "tier": str(view.tier),
+        "class": sample.class_label,
+    }
+
+
+def view_of_facts(facts: dict[str, Any]) -> View:
+    """The view that a record speaks of."""
+    return View(
+        gsd_m=facts["gsd_m"],
+        provenance=Provenance(facts["gsd_provenance"]),
+        tier=Tier(facts["tier"]),
+        width=facts["width"],
+        height=facts["height"],
+        class_label=facts["class"],
+    )
+
+
 def coarse_sample(sample: Sample, view: View, factor: int) -> Sample:
-    """The sample of a coarse view, without its old questions' right to be asked: the caller replaces `qas`.
+    """The sample of a coarse view; its old questions were not meant for this GSD, so the caller replaces `qas`.
 
     Its place stays the original's, so that intervals resample both together and a split never parts them. Ground truth
     of the fine image (`factors`, `has_scale_cue`) does not carry over.

@@ -1,0 +1,221 @@
+import json
+import shutil
+import zlib
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fakes.corpus import make_fake_corpus
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scaleearth_pl.core.errors import CheckpointError, ConfigError, QuarantineLimitError, ShardError
+from scaleearth_pl.data.datamodule import GeoScaleDataModule
+
+ARGS = {"global_batch_tokens": 600, "micro_token_budget": 600, "max_branches": 4, "min_pixels": 1024}
+
+
+def module(root, **changes):
+    return GeoScaleDataModule(root=str(root), **{**ARGS, **changes})
+
+
+class Recorder(pl.LightningModule):
+    """Trains one number by hand and writes down what it was fed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.automatic_optimization = False
+        self.seen, self.asked = [], 0
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.manual_backward((self.weight - batch.n_supervised).square().sum())
+        optimizer.step()
+        optimizer.zero_grad()
+        ids = tuple(tree.image_id for micro in batch.micro for tree in micro.trees)
+        self.seen.append((batch.step, batch.epoch, self.global_step, ids))
+
+    def validation_step(self, batch, batch_idx):
+        self.asked += batch.n_questions
+
+    test_step = predict_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trainer_of(tmp_path, **kwargs):
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(tmp_path),
+        **{"max_epochs": 3, "num_sanity_val_steps": 0, "enable_checkpointing": False, **kwargs},
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_fake_corpus(tmp_path_factory.mktemp("dm") / "c", 12, n_stage1=6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_at_any_step_equals_uninterrupted(corpus, tmp_path, num_workers):
+    whole = Recorder()
+    trainer_of(tmp_path).fit(whole, datamodule=module(corpus))
+    steps = module(corpus).setup_for(0, 1).steps_per_epoch
+    assert [seen[0] for seen in whole.seen] == list(range(3 * steps))
+    assert steps > 3
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trainer_of(tmp_path, enable_checkpointing=True, callbacks=[saver]).fit(Recorder(), datamodule=module(corpus))
+    for stop in range(1, 3 * steps) if num_workers == 0 else [2, steps]:
+        again = Recorder()
+        trainer_of(tmp_path).fit(
+            again, datamodule=module(corpus, num_workers=num_workers), ckpt_path=tmp_path / f"step={stop}.ckpt"
+        )
+        assert again.seen == whole.seen[stop:]
+
+
+def test_all_stages_run_and_ask_everything(corpus, tmp_path):
+    for stage in ("validate", "test", "predict"):
+        recorder, dm = Recorder(), module(corpus)
+        getattr(trainer_of(tmp_path), stage)(recorder, datamodule=dm)
+        split = "val" if stage == "validate" else "test"
+        assert recorder.asked == int(dm.index.number["n_questions"][dm.index.rows((split,))].sum())
+
+
+def test_no_val_split_means_no_validation(corpus, tmp_path):
+    recorder = Recorder()
+    trainer_of(tmp_path, max_epochs=1).fit(recorder, datamodule=module(corpus, val_splits=()))
+    assert recorder.asked == 0
+    assert recorder.seen
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"tier_weights": {"high": 2.0}}, "tier_weights"),
+        ({"global_batch_tokens": 700}, "global_batch_tokens"),
+        ({"limit_images": 6}, "limit_images"),
+        ({"max_pixels": 4096}, "lengths_key"),
+    ],
+)
+def test_a_checkpoint_of_another_plan_is_refused_by_name(corpus, change, field):
+    saved = json.loads(json.dumps(module(corpus).setup_for(0, 1).state_dict()))
+    module(corpus, num_workers=2, micro_token_budget=900).setup_for(0, 2).load_state_dict(saved)
+    late, early = module(corpus, **change).setup_for(0, 1), module(corpus, **change)
+    with pytest.raises(CheckpointError, match=field):
+        late.load_state_dict(saved)
+    early.load_state_dict(saved)
+    with pytest.raises(CheckpointError, match=field):
+        early.setup_for(0, 1)
+
+
+def test_a_checkpoint_of_another_corpus_is_refused(corpus, tmp_path):
+    saved = module(corpus).setup_for(0, 1).state_dict()
+    other = make_fake_corpus(tmp_path / "other", 12, n_stage1=6, seed=1)
+    with pytest.raises(CheckpointError, match="index_hash"):
+        module(other).setup_for(0, 1).load_state_dict(saved)
+
+
+def test_compared_variants_read_the_same_plan(corpus):
+    plain, *told = (module(corpus, gsd_text=style).setup_for(0, 1) for style in ("none", "metres", "log"))
+    for dm in told:
+        assert dm.state_dict() == plain.state_dict()
+        for step in range(2 * plain.steps_per_epoch):
+            a, b = plain.step_batch(step), dm.step_batch(step)
+            assert [m.trees for m in a.micro] == [m.trees for m in b.micro]
+            assert a.n_supervised == b.n_supervised
+            assert b.n_tokens > a.n_tokens
+    batch = told[0].step_batch(0).micro[0]
+    assert f" GSD: {batch.trees[0].gsd_m:.3g}"[:9] in told[0].processor.tokenizer.decode(batch.input_ids_T)
+
+
+def test_predicted_gsds_can_be_told(corpus):
+    dm = module(corpus, gsd_text="metres").setup_for(0, 1)
+    dm.text_gsd_m = dict.fromkeys(dm.index.text["image_id"], 5.0)
+    micro = dm.step_batch(0).micro[0]
+    assert dm.processor.tokenizer.decode(micro.input_ids_T).count(" GSD: 5.00 m per pixel.") == len(micro.trees)
+
+
+def test_stages_share_one_tokenizer_that_has_not_seen_test(corpus):
+    first, second = module(corpus, train_splits=("stage1",)), module(corpus)
+    assert first.tokenizer_dir == second.tokenizer_dir
+    assert first.setup_for(0, 1).processor.token_ids == second.setup_for(0, 1).processor.token_ids
+    assert first.step_batch(0).micro[0].trees[0].image_id.startswith("stage1")
+    assert module(corpus, tokenizer=str(first.tokenizer_dir)).processor.token_ids == first.processor.token_ids
+
+
+def test_a_tree_over_the_budget_names_image_and_remedy(corpus):
+    with pytest.raises(ConfigError, match=r"\.tar#.*micro_token_budget.*lower max_branches"):
+        module(corpus, micro_token_budget=40).setup_for(0, 1)
+
+
+def test_limit_images_keeps_all_tiers(corpus):
+    report = module(corpus, limit_images=6).setup_for(0, 1).plan_report()
+    assert report["images"] == 6
+    assert set(report["by_tier"]) == {"high", "mid", "low"}
+    with pytest.raises(ConfigError, match="limit_images"):
+        module(corpus, limit_images=0)
+
+
+def test_the_report_counts_what_is_planned_and_dropped(corpus):
+    report = (
+        module(corpus, max_branch_tokens=30, tier_weights={"low": 2.0}, min_pixels=96 * 96)
+        .setup_for(0, 1)
+        .plan_report()
+    )
+    dm = module(corpus).setup_for(0, 1)
+    everything = int(dm.index.number["n_questions"][dm.index.rows(("train",))].sum())
+    assert report["questions"] + report["dropped_questions"] == everything
+    assert report["dropped_questions"] > 0
+    assert report["enlarged_images"] == 12
+    assert report["by_tier"]["low"]["readings_per_epoch"] == 2.0
+    assert 0 < report["padding_share"] < 0.7
+    assert json.loads(json.dumps(report)) == report
+    assert dm.plan_report()["dropped_questions"] == 0
+
+
+def test_a_cut_shard_stops_before_step_0(corpus, tmp_path):
+    root = shutil.copytree(corpus, tmp_path / "c")
+    path = next((root / "train").rglob("*.tar"))
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(ShardError, match="size"):
+        module(root).setup_for(0, 1)
+
+
+@pytest.mark.parametrize("forged", [b"0.0", b"-.3", b"NaN", b"1e9", b"1e0"])
+def test_impossible_gsds_never_reach_a_batch(corpus, tmp_path, forged):
+    root = shutil.copytree(corpus, tmp_path / "c", ignore=shutil.ignore_patterns(".cache"))
+    document = json.loads((root / "index.json").read_text())
+    entry = next(e for e in document["shards"] if e["file"] == "train/high/00000.tar")
+    data = bytearray((root / entry["file"]).read_bytes())
+    start, size = entry["samples"]["json_offset"][0], entry["samples"]["json_size"][0]
+    text = bytes(data[start : start + size]).replace(b'"gsd_m_native":0.3', b'"gsd_m_native":' + forged)
+    data[start : start + size] = text
+    entry["samples"]["json_crc32"][0] = zlib.crc32(text)
+    (root / entry["file"]).write_bytes(data)
+    (root / "index.json").write_text(json.dumps(document))
+    with pytest.raises(QuarantineLimitError, match="1 of 12"):
+        module(root).setup_for(0, 1)
+    dm = module(root, max_bad_share=0.1).setup_for(0, 1)
+    seen = {tree.image_id for s in range(dm.steps_per_epoch) for m in dm.step_batch(s).micro for tree in m.trees}
+    assert len(seen) == 11
+    assert entry["samples"]["image_id"][0] not in seen
+
+
+def test_bad_json_found_while_measuring_counts_against_the_share(corpus, tmp_path):
+    root = shutil.copytree(corpus, tmp_path / "c", ignore=shutil.ignore_patterns(".cache"))
+    dm = module(root)
+    row = int(dm.index.rows(("train",))[0])
+    path = root / dm.index.shards[dm.index.shard_of_row[row]].file
+    data = bytearray(path.read_bytes())
+    data[int(dm.index.number["json_offset"][row])] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(QuarantineLimitError, match="1 of 12"):
+        dm.setup_for(0, 1)
+    report = module(root, max_bad_share=0.1).setup_for(0, 1).plan_report()
+    assert report["quarantined_images"] == 1
+    assert report["images"] == 11
