@@ -84,7 +84,7 @@ class Gate(KeepsDtype):
     """Base of all gates: maps one Gaussian of log10 GSD per tree to one factor in [0, 1] per rank, always float32."""
 
     always_open: ClassVar[bool] = False
-    """True where the factor is 1 whatever the GSD: the layer then skips gather and multiply, and *is* plain LoRA."""
+    """True where the factor is 1 whatever the GSD: the layer then never asks the gate, and *is* plain LoRA."""
 
     def __init__(self, config: GateConfig, rank: int) -> None:
         super().__init__()

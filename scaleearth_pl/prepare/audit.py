@@ -3,9 +3,9 @@ r"""A second model looks at the image and judges each generated pair on four axe
     python -m scaleearth_pl.prepare.audit --corpus data_shards/patternnet --records work/filtered.jsonl \
         --out work/audit.jsonl --provider anthropic --model MODEL --api-key-env ANTHROPIC_API_KEY [--share 0.05]
 
-Axes (the paper's pipeline C, names ours): answerable from the image, right for the scale, consistent with the facts, well
-formed. The auditor sees the same view (the same area averaging) and its GSD, but not the class label nor the generator's
-evidence, which would talk it into agreeing. A pair passes if all four do.
+Axes (the paper's pipeline C, names ours): answerable from the image, right for the scale, consistent with the facts,
+well formed. The auditor sees the same view (the same area averaging) and its GSD, but neither the class label nor the
+generator's evidence, which would talk it into agreeing. A pair passes if all four do.
 
 Price: an auditor of the same family as the generator shares its blind spots, so agreement between the two is no proof;
 `agreement.py` measures two auditors against each other, and `audit_sheet.py` puts a sample before a person. Resumable

@@ -3,10 +3,10 @@ r"""A sample of audited pairs on one HTML page, for a person to look at, mark, a
     python -m scaleearth_pl.prepare.audit_sheet --corpus data_shards/patternnet --records work/filtered.jsonl \
         --audit work/audit.jsonl [--second work/audit2.jsonl] --out work/sheet.html [--images 40]
 
-The page holds its images as data URIs and loads nothing: it can be mailed, and shows the same in ten years. Half of the
-sample are records where some axis failed (as far as there are so many), because with 95 % passing a plain sample shows a
-person twenty good pairs and teaches nothing; so the sheet's own share of failures is no estimate, the table above it is.
-The boxes start ticked rather than at the auditor's verdict, and the page saves them as a second audit for `--second`.
+The page holds its images as data URIs and loads nothing: it can be mailed, and shows the same in ten years. Half of
+the sample are records where some axis failed (as far as there are so many), because with 95 % passing a plain sample
+shows a person twenty good pairs and teaches nothing. So the sheet's own share of failures is no estimate; the table on
+top is. The boxes start ticked, not at the auditor's verdict; the page saves them as a second audit for `--second`.
 
 Everything that a model wrote is escaped: a page must not run what a reply says.
 """
@@ -81,7 +81,7 @@ def sheet(pairs: Sequence[Pair], rows: Sequence[AxisStatistics], reader: ViewRea
     )
     return template.substitute(
         title=escape(title),
-        intro=f"{len(pairs)} records of an audit of {rows[0].n:,} pairs; failures are shown more often than they occur.",
+        intro=f"{len(pairs)} records of an audit of {rows[0].n:,} pairs; failures are shown oftener than they occur.",
         statistics=f"<table><tr>{head}</tr>{body}</table>",
         sections="\n".join(_section(record, audit, reader) for record, audit in pairs),
     )

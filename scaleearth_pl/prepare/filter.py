@@ -3,9 +3,10 @@
     python -m scaleearth_pl.prepare.filter --records work/generated.jsonl --out work/filtered.jsonl
 
 Records come out in the order (image, factor, family, id) whatever the order in which a server answered, so that the
-same set of results gives the same bytes after any number of kills, and of two equal questions the same one is kept. Only
-that order is held in memory, about 200 bytes a record. A pair may break several rules: each is counted, and the first in
-`RULES` is the reason on file in `<out>.rejected.jsonl`. Exit status: 0, or 2 where nothing is left or the input is bad.
+same set of results gives the same bytes after any number of kills, and of two equal questions the same one is kept.
+Only that order is held in memory, about 200 bytes a record. A pair may break several rules: each is counted, and the
+first in `RULES` is the reason on file in `<out>.rejected.jsonl`. Exit status: 0, or 2 where nothing is left or the
+input is bad.
 """
 
 import argparse

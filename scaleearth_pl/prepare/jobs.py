@@ -219,7 +219,7 @@ class _Recorder:
 
 
 def _for_good(failed: Ledger) -> set[str]:
-    return {record["id"] for record in read_records(failed.path) if record["kind"] != ServerError.kind}
+    return {record["id"] for record in read_records(failed.path) if record.get("kind") != ServerError.kind}
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:

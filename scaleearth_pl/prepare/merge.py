@@ -3,24 +3,27 @@ r"""Generated questions back into shards, beside the questions that the corpus h
     python -m scaleearth_pl.prepare.merge --corpus data_shards/patternnet --records work/filtered.jsonl \
         [--audit work/audit.jsonl] --out data_shards/patternnet_qa
 
-An image that was asked about at coarser GSDs becomes several samples `<image_id>@x<factor>` of one place; their questions
-are those generated for that very GSD, never the fine image's. With `--audit`, pairs that failed an axis are dropped, and
-so are pairs that were not judged unless `--keep-unjudged`. Only splits that have records are written, in index order:
-equal inputs give equal bytes, in whatever order the server answered.
+An image that was asked about at coarser GSDs becomes several samples `<image_id>@x<factor>` of one place; their
+questions are those generated for that very GSD, never the fine image's. With `--audit`, pairs that failed an axis are
+dropped, and so are pairs that were not judged unless `--keep-unjudged`. Images that end without a question are left
+out, unreadable ones are counted and fatal past a share. Samples come in index order: equal inputs give equal bytes,
+in whatever order the server answered. Exit status: 0, 3 where images were unreadable, 2 where an error stopped it.
 """
 
 import argparse
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError, ScaleEarthError
 from scaleearth_pl.core.sample import Question, Sample
+from scaleearth_pl.data.images import decode_rgb
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.agreement import ALL_AXES, verdicts_of
 from scaleearth_pl.prepare.filter import in_order
@@ -42,6 +45,7 @@ class MergeConfig:
         audit: ledger of `audit`; None takes every pair.
         keep_unjudged: with an audit of a share only, keep the pairs that nobody judged.
         keep_own: keep the questions that the corpus had; an image without generated ones is then written too.
+        max_bad_share: share of unreadable images that is tolerated.
     """
 
     corpus: Path
@@ -49,6 +53,16 @@ class MergeConfig:
     audit: Path | None = None
     keep_unjudged: bool = False
     keep_own: bool = True
+    max_bad_share: float = 0.01
+
+
+@dataclass(kw_only=True)
+class MergeReport:
+    """Samples written, generated questions among theirs, and why images were left out."""
+
+    samples: int = 0
+    generated: int = 0
+    unreadable: list[str] = field(default_factory=list)
 
 
 def read_questions(config: MergeConfig) -> Questions:
@@ -64,59 +78,59 @@ def read_questions(config: MergeConfig) -> Questions:
     return found
 
 
-def merged(config: MergeConfig) -> Iterator[tuple[Sample, bytes, str]]:
+def merged(
+    index: ShardIndex, questions: Questions, *, keep_own: bool, report: MergeReport
+) -> Iterator[tuple[Sample, bytes, str]]:
     """(sample, image bytes, extension) of the new corpus, in index order, finest view first.
 
     Raises:
-        ConfigError: a record speaks of an image that the corpus does not hold.
-        SampleError: an image cannot be read.
+        ConfigError: a question belongs to an image that the corpus does not hold.
+        ShardError: a shard is missing or cut.
     """
-    index = ShardIndex.load(config.corpus)
-    reader, questions = ShardReader(index), read_questions(config)
     strangers = sorted(set(questions) - set(index.text["image_id"]))
     if strangers:
-        raise ConfigError("corpus does not hold this image", file=config.corpus, field="image_id", value=strangers[0])
-    splits = {shard.split for shard in index.shards for row in range(shard.start, shard.stop)
-              if index.text["image_id"][row] in questions}  # fmt: skip
-    for row in index.rows(tuple(sorted(splits))).tolist():
-        sample, data = reader.read(row)
-        of_image = questions.get(sample.image_id, {})
-        own = sample.qas if config.keep_own else ()
-        if any(factor > 1 for factor in of_image):
-            sample = replace(sample, place_id=sample.place_id or sample.image_id)
-        if own or 1 in of_image:
-            yield replace(sample, qas=(*own, *of_image.get(1, ()))), data, index.text["ext"][row]
-        for factor in sorted(set(of_image) - {1}):
-            view = view_of(sample, factor, index.boundaries)
-            if view is None:
-                raise ConfigError("image is too small for this factor", file=index.where(row), value=factor)
-            size = (sample.width, sample.height)
-            ext, where = index.text["ext"][row], index.where(row)
-            image = coarse_image(data, ext, size=size, factor=factor, where=where)
-            coarse = replace(coarse_sample(sample, view, factor), qas=tuple(of_image[factor]))
-            yield coarse, image.data, image.ext
+        raise ConfigError("corpus does not hold this image", file=index.root, field="image_id", value=strangers[0])
+    reader = ShardReader(index)
+    for row in range(len(index)):
+        of_image = questions.get(index.text["image_id"][row], {})
+        if not of_image and not keep_own:
+            continue
+        try:
+            views = _views(index, row, *reader.read(row), of_image, keep_own)
+        except (SampleError, GsdError) as error:
+            report.unreadable.append(str(error))
+            continue
+        report.samples += len(views)
+        report.generated += sum(len(of_view) for of_view in of_image.values())
+        yield from views
 
 
-def merge(config: MergeConfig, out: Path, *, overwrite: bool = False) -> int:
-    """Writes the new corpus and returns the number of its samples; raises as `merged` and `ShardWriter` do."""
-    index = ShardIndex.load(config.corpus)
-    digest = hashlib.sha256(index.hash.encode())
-    for path in (config.records, config.audit):
-        lines = sorted(path.read_bytes().splitlines()) if path else []
-        digest.update(hashlib.sha256(b"\n".join(lines)).digest())
-    digest.update(f"{config.keep_unjudged} {config.keep_own}".encode())
-    n = 0
+def merge(config: MergeConfig, out: Path, *, overwrite: bool = False) -> MergeReport:
+    """Writes the new corpus.
+
+    Raises:
+        QuarantineLimitError: more than `max_bad_share` of the images cannot be read; the corpus is not finished then.
+        ConfigError, ShardError: as `merged`; `DiskSpaceError` as `ShardWriter`.
+    """
+    index, questions, report = ShardIndex.load(config.corpus), read_questions(config), MergeReport()
+    text = json.dumps([index.hash, config.keep_own, _plain(questions)], sort_keys=True)
     with ShardWriter(
         out,
         corpus=out.name,
         boundaries=index.boundaries,
-        content_hash=digest.hexdigest(),
+        content_hash=hashlib.sha256(text.encode()).hexdigest(),
         overwrite=overwrite,
     ) as writer:
-        for sample, data, ext in merged(config):
+        for sample, data, ext in merged(index, questions, keep_own=config.keep_own, report=report):
             writer.write(sample, data, ext)
-            n += 1
-    return n
+        if len(report.unreadable) > config.max_bad_share * len(index):
+            raise QuarantineLimitError(
+                f"{len(report.unreadable)} of {len(index)} images cannot be read, the first: {report.unreadable[0]}",
+                file=config.corpus,
+                field="max_bad_share",
+                value=config.max_bad_share,
+            )
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,12 +152,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_own=not args.only_generated,
     )
     try:
-        n = merge(config, args.out, overwrite=args.overwrite)
+        report = merge(config, args.out, overwrite=args.overwrite)
     except ScaleEarthError as error:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
         return 2
-    Console().print(f"{n} samples in {args.out}")
-    return 0
+    console = Console()
+    console.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
+    for reason in report.unreadable:
+        console.print(f"  left out: {reason}", soft_wrap=True)
+    return 3 if report.unreadable else 0
+
+
+def _views(
+    index: ShardIndex, row: int, sample: Sample, data: bytes, of_image: dict[int, list[Question]], keep_own: bool
+) -> list[tuple[Sample, bytes, str]]:
+    size, ext, where = (sample.width, sample.height), index.text["ext"][row], index.where(row)
+    decode_rgb(data, ext, size=size, where=where)
+    place_id = sample.place_id or (sample.image_id if any(k > 1 for k in of_image) else None)
+    qas = (*(sample.qas if keep_own else ()), *of_image.get(1, ()))
+    found = [(replace(sample, qas=qas, place_id=place_id), data, ext)] if qas else []
+    for factor in sorted(set(of_image) - {1}):
+        view = view_of(sample, factor, index.boundaries)
+        if view is None:
+            raise SampleError("image is too small for this factor", file=where, field="factor", value=factor)
+        image = coarse_image(data, ext, size=size, factor=factor, where=where)
+        coarse = replace(coarse_sample(sample, view, factor), qas=tuple(of_image[factor]))
+        found.append((coarse, image.data, image.ext))
+    return found
+
+
+def _plain(questions: Questions) -> list[Any]:
+    return [
+        [image_id, factor, [asdict(question) for question in of_view]]
+        for image_id, of_image in sorted(questions.items())
+        for factor, of_view in sorted(of_image.items())
+    ]
 
 
 def _question(family: str, qa: dict[str, Any]) -> Question:

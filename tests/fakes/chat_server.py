@@ -1,7 +1,7 @@
 """A real HTTP server on 127.0.0.1 that speaks chat completions (and Claude's messages), and misbehaves on purpose.
 
-Replies are a function of the request alone: its SHA-256 (without the seed) decides what is asked and answered, so that two
-runs over the same corpus give the same records. Faults are drawn from the same hash, so they too are the same every time.
+Replies are a function of the request alone: its SHA-256 (without the seed) decides what is asked and answered, so that
+two runs over the same corpus give the same records. Faults are drawn from the same hash: they too are the same always.
 
     with ChatServer(faults={"429": 0.2, "prose": 0.1}) as server:
         ...  # server.base_url, server.arrivals (Counter of request hashes), server.replied, server.faults_given
@@ -33,8 +33,8 @@ FAULTS = (
     "cut",
     "length",
 )
-"""hang: no byte; trickle: one byte at a time; html: 200 with a page; odd: JSON of another shape; prose: text instead of
-JSON; refuse and apology: two ways to decline; cut: connection broken in the middle of the body; length: out of tokens."""
+"""hang: no byte; trickle: one byte at a time; html: 200 with a page; odd: JSON of another shape; prose: text instead
+of JSON; refuse and apology: two ways to decline; cut: connection broken inside the body; length: out of tokens."""
 
 SUBJECTS = ("roofs", "open ground", "water", "dark patches", "bright surfaces", "green areas")
 

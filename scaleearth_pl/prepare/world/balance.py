@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from scaleearth_pl.prepare.world.questions import Candidate
 from scaleearth_pl.prepare.world.wording import draw
 
-PRESENCE_PER_IMAGE = 2
+PRESENCE_PER_IMAGE = 3
 """Is there ...? could be asked ten times an image and would drown the rest."""
 FEW = 6
 """A cell with fewer questions than this may be too small to hold a second value."""

@@ -16,7 +16,7 @@ from scaleearth_pl.prepare.world.scene import Scene, Thing
 from scaleearth_pl.prepare.world.scenery import around, ground
 from scaleearth_pl.prepare.world.subjects import PLACERS
 
-PAINT_ORDER = ("field", "forest", "town", "garden", "river", "lake", "sea", "beach", "island", "road", "roof")
+PAINT_ORDER = ("field", "forest", "town", "garden", "river", "lake", "road", "sea", "beach", "island", "roof")
 
 
 def painting_order(things: Sequence[Thing]) -> tuple[Thing, ...]:

@@ -1,7 +1,7 @@
 """A place under construction: makes things with the proportions of their kind and finds room for them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,8 +41,9 @@ class Draft:
         """Meanders of eleven widths, as rivers of every size have: a river betrays no scale."""
         rng, w = self.rng, width_m
         bends = (
-            (w * rng.uniform(0.4, 1.2), w * rng.uniform(9, 14), rng.uniform(0, 6.28)),
-            (w * rng.uniform(0.5, 1.8), w * rng.uniform(35, 70), rng.uniform(0, 6.28)),
+            (w * rng.uniform(0.3, 0.9), w * rng.uniform(9, 13), rng.uniform(0, 6.28)),
+            (w * rng.uniform(0.4, 1.2), w * rng.uniform(17, 26), rng.uniform(0, 6.28)),
+            (w * rng.uniform(0.5, 1.8), w * rng.uniform(40, 75), rng.uniform(0, 6.28)),
         )
         return self._ribbon("river", width_m, offset_m, bends)
 
@@ -50,7 +51,10 @@ class Draft:
         """Nearly straight; wide ones are always paved."""
         length = self.rng.uniform(400, 2000)
         bends = ((length * self.rng.uniform(0.002, 0.02), length, self.rng.uniform(0, 6.28)),)
-        return self._ribbon("road", width_m, offset_m, bends)
+        road = self._ribbon("road", width_m, offset_m, bends)
+        shores = [t.angle for t in self.things if isinstance(t, Ribbon) and t.kind == "sea"]
+        # Along a shore, on the land side (v < 0): elsewhere it would end in the sea.
+        return replace(road, angle=shores[0], offset_m=-abs(offset_m)) if shores else road
 
     def _ribbon(
         self, kind: str, width_m: float, offset_m: float, bends: tuple[tuple[float, float, float], ...]

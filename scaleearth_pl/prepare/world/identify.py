@@ -19,6 +19,9 @@ THINGS = {
     "water": (("water",), ("river", "lake", "sea")),
     "trees": (("trees",), ("forest", "town")),
     "a field": (("field",), ("field", "garden")),
+    "sand": (("sand",), ("beach", "island")),
+    "bare soil": (("soil",), ()),
+    "snow": (("snow",), ()),
 }
 """Covers that show a thing, and the kinds of objects that might hide some of it."""
 OBJECTS = {"a river": "river", "a lake": "lake", "a town": "town", "an island": "island"}

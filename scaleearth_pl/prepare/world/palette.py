@@ -9,21 +9,21 @@ GROUND: dict[str, Colour] = {
     "field": (134, 134, 84),
     "grass": (104, 122, 70),
     "soil": (176, 146, 108),
-    "snow": (226, 231, 237),
+    "snow": (203, 209, 218),
     "water": (38, 66, 88),
-    "trees": (46, 68, 38),
+    "trees": (54, 78, 44),
     "sand": (206, 190, 152),
 }
 CROPS: F32 = np.array(
     [
         (96, 128, 58),  # young cereals
-        (70, 106, 48),  # maize
+        (78, 108, 56),  # maize
         (178, 162, 98),  # ripe wheat
-        (204, 188, 132),  # stubble
+        (192, 176, 128),  # stubble
         (128, 100, 72),  # ploughed
         (112, 88, 66),  # wet plough
         (120, 138, 70),  # pasture
-        (182, 176, 66),  # rapeseed
+        (174, 168, 82),  # rapeseed
         (150, 150, 92),  # fallow
         (88, 116, 66),  # beet
     ],
@@ -33,14 +33,14 @@ CROP_ROWS: F32 = np.array([5, 13, 7, 6, 9, 8, 0, 3, 2, 12], np.float32)
 """Height of the plant rows on every crop."""
 ROOFS: F32 = np.array(
     [
-        (156, 84, 62),
-        (172, 104, 76),
-        (134, 76, 60),
-        (120, 116, 114),
-        (92, 90, 94),
-        (186, 180, 172),
-        (206, 204, 200),
-        (146, 128, 112),
+        (150, 92, 72),
+        (162, 112, 90),
+        (128, 84, 70),
+        (122, 118, 116),
+        (96, 94, 98),
+        (172, 166, 158),
+        (200, 198, 194),
+        (144, 130, 116),
     ],
     np.float32,
 )
@@ -54,7 +54,7 @@ PAINT: Colour = (224, 224, 218)
 HEDGE: Colour = (66, 84, 46)
 LAWN: Colour = (98, 122, 66)
 ISLAND: Colour = (96, 112, 64)
-CROWN: Colour = (58, 84, 42)
+CROWN: Colour = (62, 88, 46)
 
 GRAIN_OF_COVER: F32 = np.array(
     [

@@ -59,7 +59,7 @@ def around(draft: Draft, focus: set[str]) -> None:
     if "roof" not in focus and label in ("village", "farmland", "coast", "heath", "desert"):
         hamlet(draft, int(rng.integers(0, 6)))
     if "forest" not in focus and label in ("farmland", "village", "heath", "coast"):
-        scatter(draft, "forest", int(rng.integers(2, 8)), 80, 900)
+        scatter(draft, "forest", int(rng.integers(3, 12)), 120, 2400)
     if "town" not in focus and label in ("farmland", "village", "coast", "heath"):
         scatter(draft, "town", int(rng.integers(0, 4)), 220, 700)
     if "lake" not in focus and label in ("forest", "heath", "farmland"):

@@ -6,7 +6,6 @@ size of its own: no cars, no trees, no banks of so many metres. The picture then
 only metadata says how many metres, and SSE-U has to admit that it does not know.
 """
 
-
 import numpy as np
 
 from scaleearth_pl.prepare.world.compose import painting_order

@@ -43,15 +43,15 @@ def textures_of(scene: Scene) -> Textures:
     bump, sun = Waves.bump, scene.sun
     strong = float(rng.uniform(0.8, 1.2))
     light = (
-        bump(rng, 0.3).times(7)
-        + bump(rng, 2.2).times(4)
+        bump(rng, 0.3, n=44, spread=0.3).times(7)
+        + bump(rng, 2.2, n=32, spread=0.28).times(4)
         + bump(rng, 22).times(2.5)
-        + bump(rng, 700, n=18).lit(*sun).times(9)
-        + bump(rng, 2600, n=18).lit(*sun).times(6)
+        + bump(rng, 700, n=28, spread=0.3).lit(*sun).times(9)
+        + bump(rng, 2600, n=28).lit(*sun).times(6)
     )
-    tint = bump(rng, 2.0).times(4) + bump(rng, 100).times(7)
+    tint = bump(rng, 2.0, n=32).times(4) + bump(rng, 100, n=32, spread=0.3).times(4.5)
     ripples = bump(rng, 1.1).times(3.5) + bump(rng, 11).times(2) + bump(rng, 65).times(3) + bump(rng, 900).times(4)
-    stands = bump(rng, 130).times(6) + bump(rng, 700, n=18).lit(*sun).times(7)
+    stands = bump(rng, 130).times(6) + bump(rng, 700, n=28, spread=0.3).lit(*sun).times(7)
     crowns = bump(rng, CROWN_CELL_M, spread=0.12)
     return Textures(light.times(strong), tint.times(strong), ripples.times(strong), stands, crowns)
 

@@ -20,6 +20,8 @@ from scaleearth_pl.prepare.world.scene import COVER, Scene, Town
 LOTS_BELOW_M = 9.0
 """GSD up to which houses are painted; above, a town is its mean colour, varied by block."""
 PARKING_CELL_M = 8.0
+PARK_SHARE = 0.09
+"""Share of blocks without houses."""
 HEIGHT_M = 6.0
 """Height of houses, for their shadows."""
 
@@ -53,14 +55,24 @@ def turned(angle: float) -> NDArray[np.float64]:
 def blocks(canvas: Canvas, town: Town, u: F32, v: F32) -> F32:
     """Town from afar [3, H, W]: its mean, and brightness that varies by block as far as blocks are seen."""
     word = cell_hash(np.floor(u / np.float32(town.block_m[0])), np.floor(v / np.float32(town.block_m[1])), town.seed)
-    variety = 34 * min(1.0, (town.block_m[1] / canvas.step) ** 2 / 9)
+    variety = 44 * min(1.0, (town.block_m[1] / canvas.step) ** 2 / 9)
     light = np.float32(variety) * (unit(word, 0) - np.float32(0.498))
     shape = (round(town.block_m[0]), round(town.block_m[1]), round(town.street_m), town.lots, round(town.built, 1))
-    mean: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + light
-    return mean
+    colour: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + light
+    parks = parks_of(word)
+    seen = np.float32(min(1.0, town.block_m[1] / (3 * canvas.step)))
+    lawn = np.array(palette.LAWN, np.float32)[:, None, None]
+    return colour + (seen * parks + (1 - seen) * PARK_SHARE) * (lawn - colour)
 
 
-def lots(u: F32, v: F32, step: float, town: Town, sun: tuple[float, float]) -> tuple[F32, NDArray[np.uint8]]:
+def parks_of(word: NDArray[np.uint32]) -> F32:
+    """1 for blocks that are parks, from the block's hash."""
+    return (unit(word, 2) < PARK_SHARE).astype(np.float32)
+
+
+def lots(
+    u: F32, v: F32, step: float, town: Town, sun: tuple[float, float], *, with_parks: bool = True
+) -> tuple[F32, NDArray[np.uint8]]:
     """Colour [3, H, W] and cover [H, W] of a town at points in its own axes.
 
     Args:
@@ -69,6 +81,7 @@ def lots(u: F32, v: F32, step: float, town: Town, sun: tuple[float, float]) -> t
         step: side of a sample in metres.
         town: its grid.
         sun: direction of shadows in the town's axes.
+        with_parks: False for the mean of built blocks.
     """
     block_u, block_v, street = np.float32(town.block_m[0]), np.float32(town.block_m[1]), np.float32(town.street_m)
     i, j = np.floor(u / block_u), np.floor(v / block_v)
@@ -77,12 +90,14 @@ def lots(u: F32, v: F32, step: float, town: Town, sun: tuple[float, float]) -> t
     column, row = np.floor((p - street) / wide), np.floor((q - street) / deep)
     word = cell_hash(i * 8 + column, j * 4 + row, town.seed)
     x, y = p - street - (column + 0.5) * wide, q - street - (row + 0.5) * deep
-    side = math.sqrt(town.built)
-    half_x = wide * np.float32(side / 2) * (0.78 + 0.22 * unit(word, 0))
-    half_y = deep * np.float32(side / 2) * (0.7 + 0.3 * unit(word, 1))
+    green = parks_of(cell_hash(i, j, town.seed)) if with_parks else np.zeros_like(u)
+    side = np.float32(math.sqrt(town.built) / 2) * (1 - green) - 99 * green
+    half_x = wide * side * (0.78 + 0.22 * unit(word, 0))
+    half_y = deep * side * (0.7 + 0.3 * unit(word, 1))
     dense = town.built > 0.65
     yard = np.array((118, 120, 106) if dense else palette.LAWN, np.float32)[:, None, None]
     colour = yard + 26 * (unit(word, 2) - 0.5)
+    colour += green * (np.array(palette.LAWN, np.float32)[:, None, None] - colour)
     if not dense:
         plant(colour, x + 0.38 * wide, y - 0.34 * deep, 1.5 + 2 * unit(word, 3), step)
     height = HEIGHT_M * (2.0 if dense else 1.0)
@@ -140,6 +155,6 @@ def mean_colour(block_u: int, block_v: int, street: int, n_lots: int, built: flo
     town = Town(blob=nowhere, block_m=(block_u, block_v), street_m=street, lots=n_lots, built=built, angle=0, seed=1)
     axis = (np.arange(200) * 2.7).astype(np.float32)
     u, v = np.meshgrid(axis, axis)
-    colour, _ = lots(u, v, 2.0, town, (0.7, 0.7))
+    colour, _ = lots(u, v, 2.0, town, (0.7, 0.7), with_parks=False)
     red, green, blue = (float(c) for c in colour.mean(axis=(1, 2)))
     return red, green, blue

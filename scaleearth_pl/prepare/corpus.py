@@ -1,0 +1,153 @@
+"""`scaleearth prepare FILE.yaml [--out FOLDER] [--set key=value ...]`: builds a corpus under data_shards/.
+
+The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to the builder, and
+`--set` replaces them (`images.train=100` reaches inside). A corpus is built in
+`<out>.partial` and renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
+settings: the same settings find the work done, others are refused instead of mixed.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.shards import INDEX_NAME
+
+RECORD_NAME = "corpus.json"
+NOT_CONTENT = ("out", "processes")
+"""Keys that change no byte of a corpus."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A module with `build(config: dict[str, Any], out: Path) -> Path`, and its VERSION, if output depends on one."""
+
+    module: str
+    versioned: bool = False
+
+
+BUILDERS = {
+    "world": Builder("scaleearth_pl.prepare.world.build", versioned=True),
+    "rsvqa": Builder("scaleearth_pl.prepare.rsvqa"),
+}
+
+
+def prepare(file: Path, changes: Sequence[str] = ()) -> Path:
+    """Builds the corpus that `file` describes, unless it is there; returns its folder.
+
+    Args:
+        file: YAML with `kind` and the builder's keys.
+        changes: "key=value", the value in YAML; dots reach inside.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong, or the folder holds something else.
+    """
+    config = read_config(file, changes)
+    builder = BUILDERS[config.pop("kind")]
+    out = Path(config.pop("out", None) or Path("data_shards") / file.stem)
+    module = importlib.import_module(builder.module)
+    version = module.VERSION if builder.versioned else "1"
+    record = {"config": {k: v for k, v in config.items() if k not in NOT_CONTENT}, "builder": builder.module}
+    record = {**record, "version": version, "config_hash": config_hash(record, version)}
+    console = Console(stderr=True)
+    if is_there(out, record):
+        console.print(f"{out}: corpus is there, built from the same settings; nothing to do")
+        return out
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        console.print(f"{partial}: removing what an interrupted build left")
+        shutil.rmtree(partial)
+    module.build(config, partial)
+    (partial / RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    console.print(f"{out}: done")
+    return out
+
+
+def config_hash(record: Mapping[str, Any], version: str) -> str:
+    """SHA-256 of settings and version, independent of the order of keys."""
+    text = json.dumps([record, version], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_config(file: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The YAML's mapping with `changes` applied; `kind` is one of `BUILDERS`."""
+    if not file.is_file():
+        raise ConfigError("corpus file does not exist", file=file, remedy="see experiments/corpus/")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"corpus file is not YAML: {error}", file=file) from error
+    if not isinstance(config, dict):
+        raise ConfigError("corpus file is not a mapping", file=file, value=type(config).__name__)
+    for change in changes:
+        apply_change(config, change)
+    kind = config.get("kind")
+    if kind not in BUILDERS:
+        raise ConfigError(
+            "unknown kind of corpus", file=file, field="kind", value=kind, remedy=f"use {', '.join(BUILDERS)}"
+        )
+    return config
+
+
+def apply_change(config: dict[str, Any], change: str) -> None:
+    """Sets one "a.b=value" in place; the value is read as YAML."""
+    path, separator, text = change.partition("=")
+    *parents, last = path.split(".")
+    if not separator or not all((*parents, last)):
+        raise ConfigError("change is not key=value", value=change, remedy="write --set images.train=100")
+    for name in parents:
+        below = config.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError("change reaches into something that is not a mapping", field=path, value=below)
+        config = below
+    config[last] = yaml.safe_load(text)
+
+
+def is_there(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether `out` is this corpus, finished; False if there is nothing; raises for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    remedy = f"delete {out}, or build into another folder with --out"
+    if not (out / INDEX_NAME).is_file():
+        raise ConfigError("folder holds something that is not a finished corpus", file=out, remedy=remedy)
+    try:
+        found = json.loads((out / RECORD_NAME).read_text()).get("config_hash")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != record["config_hash"]:
+        raise ConfigError(
+            "folder holds a corpus that was built from other settings",
+            file=out / RECORD_NAME,
+            field="config_hash",
+            value=found,
+            remedy=remedy,
+        )
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status. Typed errors are left to the caller."""
+    parser = argparse.ArgumentParser(prog="scaleearth prepare", description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="YAML of experiments/corpus/")
+    parser.add_argument("--out", type=Path, help="folder to build; default: the file's `out`")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a setting of the file")
+    given = parser.parse_args(argv)
+    changes = [*given.set, *([f"out={given.out}"] if given.out else [])]
+    prepare(given.file, changes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
