@@ -10,6 +10,7 @@ _MESSAGES = (
     (r".*isinstance\(treespec, LeafSpec\).*", "torch renamed a class that lightning 2.6 still uses"),
     (r".*module\(s\) in eval mode at the start of training.*", "frozen backbone blocks load in eval mode"),
     (r".*recommended to use `self.log\(.*sync_dist=True.*", "accuracies are synchronised inside the metric"),
+    (r".*args parameter is intended to run from within Python.*", "our own main() hands the arguments on"),
     (r".*does not have many workers.*", "the reading plan decides; `throughput/wait_share` shows whether more help"),
     (r".*Consider setting `persistent_workers=True`.*", "workers are started once a run where the run is one epoch"),
     (r".*Checkpoint directory .* exists and is not empty.*", "a resumed run writes where it wrote before"),
