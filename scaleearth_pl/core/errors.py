@@ -5,6 +5,7 @@ the run. Every class can be raised with the problem alone, because a DataLoader 
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 _ABSENT = object()
 
@@ -18,7 +19,12 @@ class ScaleEarthError(Exception):
         field: the field, key or option.
         value: the value as found.
         remedy: what the user should do.
+
+    Attributes:
+        exit_status: what the process ends with; 2, or 75 ("try again") where resuming is the remedy.
     """
+
+    exit_status: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -75,3 +81,23 @@ class PreflightError(ScaleEarthError):
 
 class DiskSpaceError(ScaleEarthError):
     """Not enough room on the disk for what is about to be written."""
+
+
+class NonFiniteError(ScaleEarthError):
+    """NaN or infinity in loss or gradients: training stops on all ranks before a checkpoint could hold it."""
+
+
+class MemoryExhaustedError(ScaleEarthError):
+    """Device or host memory is used up."""
+
+
+class WorkerError(ScaleEarthError):
+    """A loader's worker process died or fell silent."""
+
+    exit_status = 75
+
+
+class PeerLostError(ScaleEarthError):
+    """Another rank died or fell silent: this one leaves rather than wait for it."""
+
+    exit_status = 75

@@ -1,11 +1,12 @@
 """The Qwen3-VL backbone: built, loaded, quantised, checked, saved. transformers and bitsandbytes enter here.
 
-Four things are done to every backbone, whatever its source:
+Five things are done to every backbone, whatever its source:
 
 - The language model attends over trees (`shared_image`), the vision tower by "sdpa".
 - The patch embedding, a Conv3d whose kernel equals its stride, is computed as the matrix product that it is: on some
   builds of torch the convolution is 10 to 20 times slower. Its weight keeps the Conv3d shape, so files stay those of
   transformers.
+- The last block can leave out tokens whose states nobody reads (`surgery.LastLayer`).
 - Rotary frequencies stay fp32 under `.to(torch.bfloat16)`, which Lightning's `bf16-true` calls: at position 300 a
   rounded frequency would be half a radian off.
 - Special token ids come from the tokenizer that the data was made with; a folder that disagrees is refused.
@@ -30,7 +31,7 @@ from scaleearth_pl.core.errors import CheckpointError, ConfigError, TargetModule
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.shapes import shape_config, tiny_config
 from scaleearth_pl.model.shared_image import TREE_ATTENTION
-from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv
+from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv, skip_unread_rows
 
 __all__ = [
     "BackboneConfig",
@@ -94,6 +95,7 @@ def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str |
         {"text_config": TREE_ATTENTION if config.attention == "tree" else "sdpa", "vision_config": "sdpa"}
     )
     replace_patch_embed_conv(model)
+    skip_unread_rows(model)
     keep_rotary_exact(model)
     if config.quantise == "nf4":
         assert_quantisation(model)

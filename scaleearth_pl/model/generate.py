@@ -26,7 +26,7 @@ from scaleearth_pl.model.tree_attention import join, tree_attention
 from scaleearth_pl.model.tree_layout import Runs, TreeLayout
 
 
-def _keep_rows(row_of_token: Tensor) -> None:
+def _keep_rows(row_of_token: Tensor, kept_K: Tensor | None = None) -> None:
     """A backbone without adapters needs no rows."""
 
 
@@ -38,7 +38,7 @@ def greedy(
     *,
     max_new_tokens: int,
     eos: int | None = None,
-    set_rows: Callable[[Tensor], None] = _keep_rows,
+    set_rows: Callable[[Tensor, Tensor | None], None] = _keep_rows,
 ) -> list[list[int]]:
     """The most likely continuation of every branch, in the order of the batch.
 
@@ -48,7 +48,8 @@ def greedy(
         features: what `encode_images` returned for this batch.
         max_new_tokens: at most so many per branch.
         eos: token that ends an answer; None takes the model's own. It is not part of the answer.
-        set_rows: told the tree of each token before every forward, shaped like the layers' input: [1, T], then [1, B].
+        set_rows: told the tree of each token before every forward, shaped like the layers' input: [1, T], then [1, B];
+            and the places of the tokens that the last block keeps, or None.
 
     Raises:
         ConfigError: no new tokens allowed, or no token to end at.
@@ -61,12 +62,12 @@ def greedy(
     if not layout.n_branches:
         return []
     cache = _Cache(max_new_tokens)
-    set_rows(batch.tree_of_token_T[None])
-    hidden_TW = hidden_states(model, batch, features, layout, cache=cache)
     last_B = batch.branch_start_B + batch.branch_len_B - 1
-    token_B = model.lm_head(hidden_TW.index_select(0, last_B)).argmax(-1)
+    set_rows(batch.tree_of_token_T[None], last_B)
+    hidden_BW = hidden_states(model, batch, features, layout, cache=cache, kept_K=last_B)
+    token_B = model.lm_head(hidden_BW).argmax(-1)
     position_3B = batch.position_ids_3T.index_select(1, last_B)
-    set_rows(batch.tree_of_branch_B[None])
+    set_rows(batch.tree_of_branch_B[None], None)
     tokens, ended_B = [token_B], token_B == eos
     for step in range(1, max_new_tokens):
         if bool(ended_B.all()):

@@ -82,6 +82,8 @@ class ScaleEarth(nn.Module):
         resolver: ResolverConfig | None = None,
     ) -> None:
         super().__init__()
+        backbone.train()  # from_pretrained leaves eval mode, in which transformers checkpoints no activations
+        keep_four_bit_trainable(backbone)
         self.backbone: Any = backbone
         self.resolver = Resolver(resolver or ResolverConfig())
         self.scale = ScaleState()
@@ -96,15 +98,15 @@ class ScaleEarth(nn.Module):
         """Losses of one micro-batch. `predicted_share` of the trees are gated by SSE-U's prediction."""
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
-        self.set_scale(batch, mu_G, log_var_G, predicted_share=predicted_share)
-        hidden_TH = hidden_states(self.backbone, batch, features, TreeLayout.from_batch(batch))
-        supervised_T = batch.supervised_T
-        logits_NV = self.backbone.lm_head(hidden_TH[supervised_T])
+        supervised_N = batch.supervised_T.nonzero()[:, 0]
+        self.set_scale(batch, mu_G, log_var_G, predicted_share=predicted_share, kept_N=supervised_N)
+        layout = TreeLayout.from_batch(batch)
+        logits_NV = self.backbone.lm_head(hidden_states(self.backbone, batch, features, layout, kept_K=supervised_N))
         nll_sum = None
         if mu_G is not None and log_var_G is not None:
             nll_sum = gaussian_nll(mu_G, log_var_G, batch.log10_gsd_G, batch.nll_weight_G)
         return TreeLosses(
-            ce_sum=vlm_cross_entropy_sum(logits_NV, batch.target_ids_T[supervised_T]),
+            ce_sum=vlm_cross_entropy_sum(logits_NV, batch.target_ids_T.index_select(0, supervised_N)),
             nll_sum=nll_sum,
             mu_G=mu_G,
             log_var_G=log_var_G,
@@ -130,7 +132,13 @@ class ScaleEarth(nn.Module):
         return mu_G, log_var_G
 
     def set_scale(
-        self, batch: TreeBatch, mu_G: Tensor | None, log_var_G: Tensor | None, *, predicted_share: float
+        self,
+        batch: TreeBatch,
+        mu_G: Tensor | None,
+        log_var_G: Tensor | None,
+        *,
+        predicted_share: float,
+        kept_N: Tensor | None = None,
     ) -> None:
         """Resolves what the gate may know and hands it to every adapted linear; stays until the next call."""
         if not self.adapters:
@@ -144,7 +152,7 @@ class ScaleEarth(nn.Module):
             predicted_share=predicted_share,
             training=self.training,
         )
-        self.scale.set(log10_gsd_G, sigma_G, batch.tree_of_token_T[None])
+        self.scale.set(log10_gsd_G, sigma_G, batch.tree_of_token_T[None], kept_N)
 
     def answer(self, batch: TreeBatch, *, max_new_tokens: int) -> list[list[int]]:
         """Greedy answers of every branch, as token ids; all branches of all images in one packed pass."""
@@ -190,6 +198,17 @@ class ScaleEarth(nn.Module):
     def gate_parameters(self) -> Sequence[nn.Parameter]:
         """Thresholds (and sharpness, where learnt) of all gates, each once."""
         return list(dict.fromkeys(p for a in self.adapters.values() for p in a.gate.parameters()))
+
+
+def keep_four_bit_trainable(backbone: nn.Module) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights for inference, in place.
+
+    On CPUs with AVX512-BF16 its first forward without gradient (a validation) would repack every layer for good, for a
+    bfloat16 kernel that has no backward: from then on gradients stop at each base layer, with no more than a warning.
+    """
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def feature_dims(backbone: Any) -> list[int]:

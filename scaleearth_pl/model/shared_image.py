@@ -14,7 +14,7 @@ Four public seams of transformers carry it:
 `lm_head` is not called here: the caller applies it at supervised positions only (0.55 GB instead of 4 GB of logits
 at 8B and 8k tokens).
 
-Legend: T tokens, P patches, D numbers per patch, I images, H query heads, J key heads, W hidden width.
+Legend: T tokens, K kept tokens, P patches, D numbers per patch, I images, H query heads, J key heads, W hidden width.
 """
 
 from typing import Any, Protocol
@@ -63,9 +63,15 @@ def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: In
 
 
 def hidden_states(
-    model: Any, batch: TreeBatch, features: Any, layout: TreeLayout, *, cache: LayerCache | None = None
-) -> Float[Tensor, "T W"]:
-    """Final hidden states of every token, each seeing only what its tree allows.
+    model: Any,
+    batch: TreeBatch,
+    features: Any,
+    layout: TreeLayout,
+    *,
+    cache: LayerCache | None = None,
+    kept_K: Int[Tensor, " K"] | None = None,
+) -> Float[Tensor, "K W"]:
+    """Final hidden states of the kept tokens (default all T), each seeing only what its tree allows.
 
     Args:
         model: a `Qwen3VLForConditionalGeneration` with attention `scaleearth_tree`.
@@ -73,6 +79,7 @@ def hidden_states(
         features: what `encode_images` returned for the images of this batch.
         layout: `TreeLayout.from_batch(batch)`.
         cache: keeps keys and values for generation; None in training.
+        kept_K: places of the tokens whose states are wanted; the last block's MLP leaves out the others.
     """
     output = model.model(
         input_ids=batch.input_ids_T[None],
@@ -82,6 +89,7 @@ def hidden_states(
         mm_encoder_outputs=None if features is None else {"image": features},
         tree_layout=layout,
         tree_cache=cache,
+        kept_K=kept_K,
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden

@@ -1,6 +1,6 @@
-"""Two changes made to every Qwen3-VL in place, neither visible in its parameters, names or files.
+"""Three changes made to every Qwen3-VL in place, none visible in its parameters, names or files.
 
-Both only change the class of an existing module, so weights, hooks and quantisation stay as they are.
+All only change the class of an existing module, so weights, hooks and quantisation stay as they are.
 """
 
 from typing import Any
@@ -50,3 +50,48 @@ def keep_rotary_exact(model: Any) -> None:
     """Frequencies of both rotary embeddings keep their fp32 through any cast of the model, in place."""
     model.model.language_model.rotary_emb.__class__ = _ExactTextRotary
     model.model.visual.rotary_pos_emb.__class__ = _ExactVisionRotary
+
+
+class LastLayer(qwen.Qwen3VLTextDecoderLayer):  # type: ignore[misc]
+    """The last block of the LLM, whose MLP computes only the tokens that somebody will read.
+
+    Training reads the states of supervised tokens, generation those of the last prompt tokens: one in eight or fewer.
+    Attention needs keys and values of all tokens, but what follows it in the last block is a function of each token
+    alone, so leaving rows out changes no other number. It saves three quarters of one block: 2 % of a step at 8B with
+    its 36 blocks, 15 % at tiny size with 4.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        *,
+        kept_K: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """States [1, K, W] of the kept tokens, of all [1, T, W] where `kept_K` is None; else as the class it replaces."""
+        if kept_K is None:
+            whole: Tensor = super().forward(hidden_states, position_embeddings, attention_mask, **options)
+            return whole
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            **options,
+        )
+        kept = hidden_states.index_select(1, kept_K) + attended.index_select(1, kept_K)
+        update: Tensor = self.mlp(self.post_attention_layernorm(kept))
+        return kept + update
+
+
+def skip_unread_rows(model: Any) -> None:
+    """Lets the last block take `kept_K`, in place. DeepStack adds to the first blocks only, never to this one.
+
+    Raises:
+        TargetModuleError: the LLM has so few blocks that DeepStack adds to its last one.
+    """
+    layers, levels = model.model.language_model.layers, model.config.vision_config.deepstack_visual_indexes
+    if len(layers) <= len(levels):
+        raise TargetModuleError("DeepStack reaches the last block", field="layers", value=(len(layers), len(levels)))
+    layers[-1].__class__ = LastLayer

@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.data.shards import INDEX_NAME
+from scaleearth_pl.data.shard_index import INDEX_NAME
 
 RECORD_NAME = "corpus.json"
 NOT_CONTENT = ("out", "processes")

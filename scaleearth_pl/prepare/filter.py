@@ -23,7 +23,7 @@ from rich.table import Table
 
 from scaleearth_pl.core.errors import QuarantineLimitError, ScaleEarthError
 from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
-from scaleearth_pl.prepare.ledger import LedgerError, read_records, write_records
+from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
 from scaleearth_pl.prepare.prompts.compose import FAMILIES
 from scaleearth_pl.prepare.views import view_of_facts
 
@@ -71,7 +71,7 @@ def filter_records(
             if question in asked:
                 why[DUPLICATE] = "this view has the question already"
             report.seen += 1
-            report.broken.update(why)
+            report.broken.update(list(why))
             if why:
                 rule, reason = next(iter(why.items()))
                 facts = {"id": qa["id"], "record_id": record["id"], "image_id": record["image_id"]}
@@ -114,9 +114,10 @@ def filter_file(records: Path, out: Path) -> FilterReport:
         LedgerError: broken input.
         QuarantineLimitError: no pair is left.
     """
-    report, rejected = FilterReport(), list[dict[str, Any]]()
-    write_records(out, filter_records(in_order(records), report, rejected.append))
-    write_records(rejected_path(out), iter(rejected))
+    report = FilterReport()
+    with whole_file(out) as keep, whole_file(rejected_path(out)) as reject:
+        for record in filter_records(in_order(records), report, reject):
+            keep(record)
     if not report.kept:
         raise QuarantineLimitError(
             f"none of {report.seen} pairs is left {dict(report.broken)}",

@@ -16,10 +16,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from scaleearth_pl.core.errors import DiskSpaceError, ScaleEarthError
 
@@ -96,8 +97,7 @@ class Ledger:
         """
         if not records:
             return
-        lines = [json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False) for record in records]
-        data = "".join(f"{line}\n" for line in lines).encode()
+        data = "".join(f"{_line(record)}\n" for record in records).encode()
         with self._write_lock:
             before = os.fstat(self._handle).st_size
             try:
@@ -168,21 +168,30 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def write_records(path: Path, records: Iterator[dict[str, Any]]) -> int:
-    """Writes a whole JSONL file at once (temporary file, fsync, rename) and returns the number of its records."""
-    temporary, n = path.with_name(f".{path.name}.{os.getpid()}"), 0
+@contextmanager
+def whole_file(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Gives a function that writes records to a file which appears as a whole at the end, or not at all.
+
+    Temporary file beside it, fsync, rename; an error inside the `with` leaves what was there before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "w", encoding="utf-8") as stream:
-            for record in records:
-                stream.write(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n")
-                n += 1
+            yield lambda record: _put(stream, record)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return n
+
+
+def _put(stream: TextIO, record: Mapping[str, Any]) -> None:
+    stream.write(f"{_line(record)}\n")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -51,9 +52,11 @@ class OptimConfig:
 def parameter_groups(config: OptimConfig, named: Mapping[str, Iterable[nn.Parameter]]) -> list[dict[str, object]]:
     """Optimizer groups from named sets of trainable parameters; vectors and scalars get no weight decay.
 
+    A name without parameters is a group that this variant of the model leaves out; its factor is then not used.
+
     Raises:
         ConfigError: a factor is given for a group that does not exist.
-        TargetModuleError: a group is empty, or nothing in it is trainable.
+        TargetModuleError: nothing in a group is trainable.
     """
     unknown = sorted(set(config.lr_factors) - set(named))
     if unknown:
@@ -65,8 +68,9 @@ def parameter_groups(config: OptimConfig, named: Mapping[str, Iterable[nn.Parame
         )
     groups: list[dict[str, object]] = []
     for name, parameters in named.items():
-        trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
-        if not trainable:
+        unique = dict.fromkeys(parameters)
+        trainable = [p for p in unique if p.requires_grad]
+        if unique and not trainable:
             raise TargetModuleError("parameter group has nothing to train", field=name)
         lr = config.lr * config.lr_factors.get(name, 1.0)
         for decay, members in (
@@ -103,10 +107,14 @@ def build_optimizer(
 
 
 def clip_groups(optimizer: torch.optim.Optimizer, clip_norm: float) -> dict[str, Tensor]:
-    """Clips each named group to `clip_norm`; returns the norms before clipping. Never synchronises with the host."""
+    """Clips each named group to `clip_norm`; returns the norms before clipping. Never synchronises with the host.
+
+    Under FSDP2 gradients are sharded and so is their norm; it is made whole here (a collective, on every rank).
+    """
     norms: dict[str, Tensor] = {}
     for name, parameters in named_members(optimizer).items():
-        norms[name] = torch.nn.utils.clip_grad_norm_(parameters, clip_norm).detach()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm).detach()
+        norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return norms
 
 

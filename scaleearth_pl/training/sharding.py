@@ -1,7 +1,10 @@
 """FSDP2 for stage 1: every transformer block is a shard group, `ScaleEarth` is the root.
 
-Lightning's `ModelParallelStrategy` gives the device mesh; without it these functions do nothing. Stage 2 on GPUs is
-DDP: an NF4 8B model needs about 7 GB, and 4-bit weights under FSDP2 have an open corruption bug (bitsandbytes #1945).
+Lightning's `ModelParallelStrategy` gives the device mesh; without it these functions do nothing. With both of its sizes
+left at "auto" the mesh is [nodes, devices of a node], whatever their number; Lightning calls the axes data_parallel and
+tensor_parallel, here all ranks read data of their own: parameters are sharded inside a node, where links are fast, and
+replicated over nodes (hybrid sharding). Stage 2 on GPUs is DDP: an NF4 8B model needs about 7 GB, and 4-bit weights
+under FSDP2 have an open corruption bug (bitsandbytes #1945).
 """
 
 from typing import Any
@@ -16,14 +19,14 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 
 
 def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
-    """Shards blocks and root in place over the strategy's data-parallel mesh; no mesh, no change."""
-    mesh = module.device_mesh
-    if mesh is None:
+    """Shards blocks and root in place over the last axis of the strategy's mesh; no mesh, no change."""
+    if module.device_mesh is None:
         return
-    data_parallel = mesh["data_parallel"]
+    nodes, devices = module.device_mesh["data_parallel"], module.device_mesh["tensor_parallel"]
+    mesh = devices if nodes.size() == 1 else module.device_mesh
     for block in transformer_blocks(model):
-        fully_shard(block, mesh=data_parallel)
-    fully_shard(model, mesh=data_parallel)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     for method in ("answer",):
         register_fsdp_forward_method(model, method)
 

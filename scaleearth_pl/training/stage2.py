@@ -86,13 +86,13 @@ class Stage2(TreeTraining):
             apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """Adapters, thresholds (where the gate learns) and SSE-U (where there is one)."""
-        groups: dict[str, Iterable[nn.Parameter]] = {"adapters": self.model.adapter_parameters()}
-        if thresholds := [p for p in self.model.gate_parameters() if p.requires_grad]:
-            groups["thresholds"] = thresholds
-        if self.model.gsd_head is not None:
-            groups["sse_u"] = list(self.model.gsd_head.parameters())
-        return groups
+        """Adapters, thresholds (empty where the gate does not learn) and SSE-U (empty where there is none)."""
+        head = self.model.gsd_head
+        return {
+            "adapters": self.model.adapter_parameters(),
+            "thresholds": [p for p in self.model.gate_parameters() if p.requires_grad],
+            "sse_u": [] if head is None else list(head.parameters()),
+        }
 
     def lambda_eff(self) -> float:
         """lambda_gsd times its ramp."""

@@ -1,15 +1,23 @@
 """A small corpus with class labels, as the importers of scene classification sets write it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from fakes.chat_server import ChatServer
 from fakes.corpus import fake_sample, random_image
 
 from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.core.sample import Question
+from scaleearth_pl.prepare import audit, generate
+from scaleearth_pl.prepare import filter as filtering
 from scaleearth_pl.prepare.write import ShardWriter
+
+QUICK = ["--model", "m", "--backoff", "0.01", "--timeout", "10", "--deadline", "30"]
+"""Options of `generate` and `audit` for a local server that answers at once."""
 
 CLASSES = ("parking_lot", "forest", "beach")
 
@@ -29,9 +37,27 @@ def make_labelled_corpus(
         for number in range(n_images + n_val):
             split = "train" if number < n_images else "val"
             gsd_m = gsds_m[number % len(gsds_m)]
-            sample = fake_sample(number, split=split, gsd_m=gsd_m, size=size, provenance=provenance)
-            sigma = 0.5 if provenance is Provenance.IMPRECISE else None
+            sample = fake_sample(number, split=split, gsd_m=gsd_m, size=size)
             sample = replace(sample, class_label=CLASSES[number % 3], source="labelled", qas=(own,), place_id=None)
-            sample = replace(sample, gsd_sigma_log10=sigma)
+            if provenance is Provenance.IMPRECISE:
+                sample = replace(sample, gsd_provenance=provenance, gsd_sigma_log10=0.5)
             writer.write(sample, random_image(np.random.default_rng(number), *size), "png")
     return root
+
+
+def make_chain(root: Path) -> Path:
+    """Runs generate (with coarse views), filter and audit into `root`: corpus/ and {generated,filtered,audit}.jsonl."""
+    corpus = make_labelled_corpus(root / "corpus", 6, gsds_m=(0.3, 3.0), size=(128, 128), n_val=2)
+    with ChatServer() as server:
+        where = ["--corpus", str(corpus), "--base-url", server.base_url, *QUICK]
+        assert generate.main([*where, "--out", str(root / "generated.jsonl"), "--coarsen", "4"]) == 0
+        files = ["--records", str(root / "generated.jsonl"), "--out", str(root / "filtered.jsonl")]
+        assert filtering.main(files) == 0
+        files = ["--records", str(root / "filtered.jsonl"), "--out", str(root / "audit.jsonl")]
+        assert audit.main([*where, *files]) == 0
+    return root
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as a ledger holds them."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))

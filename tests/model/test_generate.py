@@ -70,7 +70,7 @@ def test_one_new_token_needs_no_decoding(models):
 def test_rows_are_announced_before_every_kind_of_forward(models):
     tree, _ = models
     batch, seen = make_batch(RAGGED, supervised=False), []
-    answers(tree, batch, max_new_tokens=3, set_rows=lambda rows: seen.append(rows.tolist()))
+    answers(tree, batch, max_new_tokens=3, set_rows=lambda rows, kept: seen.append(rows.tolist()))
     assert seen == [[batch.tree_of_token_T.tolist()], [batch.tree_of_branch_B.tolist()]]
 
 

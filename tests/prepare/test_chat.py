@@ -38,7 +38,7 @@ def ask(settings: ChatConfig, n: int = 1, parse: Callable[[str], Any] = parse) -
         async with Chat(settings) as chat:
             return list(await asyncio.gather(*(chat.ask(request(str(k)), parse) for k in range(n)))), chat
 
-    return asyncio.run(go())
+    return asyncio.run(asyncio.wait_for(go(), 15))
 
 
 def test_a_reply_is_parsed_and_counted() -> None:

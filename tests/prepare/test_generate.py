@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fakes.chat_server import ChatServer
-from fakes.labelled import make_labelled_corpus
+from fakes.labelled import QUICK, make_labelled_corpus
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import Provenance
@@ -20,8 +20,6 @@ from scaleearth_pl.prepare import generate
 from scaleearth_pl.prepare.chat import ChatConfig
 from scaleearth_pl.prepare.generate import GenerateConfig, plan, plan_size
 from scaleearth_pl.prepare.ledger import read_records
-
-QUICK = ["--model", "m", "--backoff", "0.01", "--timeout", "1", "--deadline", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +116,7 @@ def test_faults_are_retried_and_lasting_ones_quarantined_with_reason(corpus: Pat
     with ChatServer() as server:
         run(corpus, clean, server)
     with ChatServer(faults=passing) as server:
-        assert run(corpus, out, server) == 0
+        assert run(corpus, out, server, "--timeout", "0.5") == 0
         assert server.faults_given.total() > 5
     assert records(out) == records(clean), "faults that pass leave no trace in the results"
 

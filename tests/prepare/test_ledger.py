@@ -12,7 +12,7 @@ import pytest
 
 from scaleearth_pl.core.errors import DiskSpaceError
 from scaleearth_pl.prepare import ledger as module
-from scaleearth_pl.prepare.ledger import Ledger, LedgerError, read_records, record_id, write_records
+from scaleearth_pl.prepare.ledger import Ledger, LedgerError, read_records, record_id, whole_file
 
 IDENTITY = {"image_sha256": "a" * 64, "prompt_version": "v1", "prompt": "p", "model": "m", "parameters": {"t": 0.0}}
 
@@ -124,15 +124,11 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     assert len({record["id"] for record in read_records(tmp_path / "l.jsonl")}) == 36
 
 
-def test_write_records_is_all_or_nothing(tmp_path: Path) -> None:
+def test_a_whole_file_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    assert write_records(path, iter([{"id": "a"}])) == 1
-
-    def failing():  # type: ignore[no-untyped-def]
-        yield {"id": "b"}
-        raise ValueError("midway")
-
-    with pytest.raises(ValueError, match="midway"):
-        write_records(path, failing())
+    with whole_file(path) as write:
+        write({"id": "a"})
+    with pytest.raises(ValueError, match="JSON"), whole_file(path) as write:
+        write({"id": "b", "gsd_m": float("nan")})
     assert json.loads(path.read_text()) == {"id": "a"}
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]

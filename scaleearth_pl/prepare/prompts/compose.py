@@ -66,10 +66,9 @@ def generation_prompt(view: View, family: str, *, n_questions: int) -> Prompt:
     system = Template("\n\n".join(_body(name) for name in names)).substitute(
         n_questions=n_questions, metric_rule=_METRIC if view.metric else _NO_METRIC
     )
-    label = (view.class_label or "not known").replace("_", " ")
     return Prompt(
         system=system + _resolved(view),
-        user=f"{_scale(view)}\nScene, told to you alone: {label}.\nWrite the pairs as JSON.",
+        user=f"{_scale(view)}\n{_scene(view)}\nWrite the pairs as JSON.",
         version=version_of("generate", names),
     )
 
@@ -101,6 +100,12 @@ def _scale(view: View) -> str:
         return f"Size: {view.width} x {view.height} pixels. Metres per pixel: roughly {view.gsd_m:.2g}, uncertain."
     ground = f"{view.width * view.gsd_m:.4g} m x {view.height * view.gsd_m:.4g} m"
     return f"Size: {view.width} x {view.height} pixels. Metres per pixel: {view.gsd_m:.4g}. On the ground: {ground}."
+
+
+def _scene(view: View) -> str:
+    if view.class_label is None:
+        return "Nobody has named this scene; ask about it only if you are sure what it is."
+    return f"Scene, told to you alone: {view.class_label.replace('_', ' ')}."
 
 
 def _resolved(view: View) -> str:

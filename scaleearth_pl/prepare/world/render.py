@@ -30,7 +30,7 @@ from scaleearth_pl.prepare.world.texture import Surface
 from scaleearth_pl.prepare.world.town import paint_town
 
 THINNEST_SHARE = 0.04
-"""Ribbons thinner than this share of a sample are not painted."""
+"""Ribbons and blobs smaller than this share of a sample are not painted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,8 @@ def paint_thing(canvas: Canvas, surface: Surface, thing: Thing) -> None:
             paint_town(canvas, thing, scene)
         case Building():
             paint_building(canvas, thing, scene)
+        case Blob() if thing.reach_m < THINNEST_SHARE * canvas.step:
+            return
         case Blob(kind="forest"):
             paint_forest(canvas, surface, thing)
         case Blob(kind="island"):

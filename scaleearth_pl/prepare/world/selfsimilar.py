@@ -6,6 +6,8 @@ size of its own: no cars, no trees, no banks of so many metres. The picture then
 only metadata says how many metres, and SSE-U has to admit that it does not know.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from scaleearth_pl.prepare.world.compose import painting_order
@@ -14,18 +16,23 @@ from scaleearth_pl.prepare.world.scene import Scene
 from scaleearth_pl.prepare.world.subjects import PLACERS
 
 BASES = {"open sea": "water", "bare soil": "soil", "snow": "snow", "uniform crop": "field"}
-SMALLEST_M, LARGEST_M = 0.02, 40_000.0
-"""Sizes of the series: from below a pixel at 0.05 m to five footprints at 60 m, so that its ends are never seen."""
+SMALLEST_M, LARGEST_M = 1e-5, 4e5
+"""Sizes of the series. Three decades below the smallest pixel and half a decade above the largest footprint: finding room for a
+thing depends on its smaller neighbours, and the series must have forgotten its beginning before it is seen."""
 
 
 def compose_self_similar(rng: np.random.Generator, label: str) -> Scene:
     """A place without scale cue; `label` is a key of `BASES`."""
     draft = Draft(rng, label)
-    noun = "island" if label == "open sea" else "lake"
+    things: list[tuple[float, str]] = []
     if rng.uniform() < 0.85:
-        series(draft, noun, ratio=float(rng.uniform(9, 14)))
+        noun = "island" if label == "open sea" else "lake"
+        things += [(size_m, noun) for size_m in series(rng, float(rng.uniform(9, 14)))]
     if label != "open sea" and rng.uniform() < 0.6:
-        series(draft, "river", ratio=float(rng.uniform(14, 22)))
+        things += [(size_m, "river") for size_m in series(rng, float(rng.uniform(14, 22)))]
+    # In order of size, so that a thing makes room for its smaller neighbours only: any other order has a scale.
+    for size_m, noun in sorted(things):
+        PLACERS[noun](draft, size_m)
     return Scene(
         seed=int(rng.integers(1 << 30)),
         label=label,
@@ -37,10 +44,9 @@ def compose_self_similar(rng: np.random.Generator, label: str) -> Scene:
     )
 
 
-def series(draft: Draft, noun: str, *, ratio: float) -> None:
-    """Things of one noun, every one `ratio` times the size of the one before."""
-    rng = draft.rng
-    size = SMALLEST_M * ratio ** float(rng.uniform())
-    while size < LARGEST_M:
-        PLACERS[noun](draft, size)
-        size *= ratio
+def series(rng: np.random.Generator, ratio: float) -> Iterator[float]:
+    """Sizes in metres, every one `ratio` times the one before, with random phase."""
+    size_m = SMALLEST_M * ratio ** float(rng.uniform())
+    while size_m < LARGEST_M:
+        yield size_m
+        size_m *= ratio

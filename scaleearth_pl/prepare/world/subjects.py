@@ -65,7 +65,7 @@ def place_ribbon(draft: Draft, noun: str, size_m: float) -> None:
     make = draft.road if noun == "road" else draft.river
     for _ in range(TRIES):
         ribbon = make(size_m, size_m * float(draft.rng.uniform(0.9, 1.7)))
-        if not any(blocks(ribbon, thing) for thing in draft.things):
+        if gap(ribbon, 0.0, 0.0) > 0.2 * size_m and not any(blocks(ribbon, thing) for thing in draft.things):
             draft.things.append(ribbon)
             x, y, _ = ribbon.point(0.0)
             add_subject(draft, noun, size_m, ribbon, x, y)

@@ -36,10 +36,8 @@ def textures_of(scene: Scene) -> Textures:
     """The fields, from the scene's seed."""
     rng = np.random.default_rng([scene.seed, 1])
     if not scene.has_scale_cue:
-        field = Waves.self_similar(rng, 0.02, 60_000)
-        return Textures(
-            field.times(5), Waves.self_similar(rng, 0.02, 60_000).times(2.5), field.times(4), field.times(4), field
-        )
+        field, tint = (Waves.self_similar(rng, 0.02, 2e5) for _ in range(2))
+        return Textures(field.times(5), tint.times(2.5), field.times(4), field.times(4), field)
     bump, sun = Waves.bump, scene.sun
     strong = float(rng.uniform(0.8, 1.2))
     light = (

@@ -43,7 +43,7 @@ class Waves:
         return cls._isotropic(rng, length_K, math.sqrt(2 / n), rng.uniform(0, 2 * math.pi, n))
 
     @classmethod
-    def self_similar(cls, rng: np.random.Generator, low_m: float, high_m: float, *, per_octave: int = 9) -> Self:
+    def self_similar(cls, rng: np.random.Generator, low_m: float, high_m: float, *, per_octave: int = 14) -> Self:
         """Scale-free texture: wavelengths log-uniform, equal heights, all waves zero at the place's centre."""
         n = round(per_octave * math.log2(high_m / low_m))
         length_K = low_m * (high_m / low_m) ** rng.uniform(0, 1, n)

@@ -1,0 +1,199 @@
+"""Ours as a contender: the project's own model, and its own Lightning run for figures with optimizer and data path."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from bench.shapes import Bank, Shape, data_module
+from bench.timing import Laps
+from scaleearth_pl.core.batch import TreeBatch
+from scaleearth_pl.data.processor import Processor
+from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.gate import GateConfig
+from scaleearth_pl.model.gated_lora import AdapterConfig
+from scaleearth_pl.model.gsd_head import GsdHeadConfig
+from scaleearth_pl.model.resolver import ResolverConfig
+from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training.callbacks.throughput import Throughput
+from scaleearth_pl.training.optim import OptimConfig
+from scaleearth_pl.training.stage2 import Stage2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraShape:
+    """Rank and numerator, the same for everybody."""
+
+    rank: int = 16
+    lora_alpha: int = 32
+
+
+def plain_backbone(processor: Processor) -> Any:
+    """The tiny Qwen3-VL with ordinary attention, as other trainers run it; the same random weights as ours."""
+    return build_backbone(BackboneConfig(attention="sdpa"), token_ids=processor.token_ids)
+
+
+def build(
+    processor: Processor,
+    lora: LoraShape,
+    *,
+    gate: Literal["continuous", "open"] = "continuous",
+    attention: Literal["tree", "sdpa"] = "tree",
+    head: bool = False,
+) -> ScaleEarth:
+    """ScaleEarth at tiny size in float32; without SSE-U unless asked for, since no peer trains a second head."""
+    backbone = build_backbone(BackboneConfig(attention=attention), token_ids=processor.token_ids)
+    adapters = AdapterConfig(rank=lora.rank, lora_alpha=lora.lora_alpha, gate=GateConfig(kind=gate))
+    model = ScaleEarth(
+        backbone=backbone,
+        adapters=adapters,
+        head=GsdHeadConfig() if head else None,
+        resolver=ResolverConfig(),
+    )
+    return model.train()
+
+
+def forward_backward(model: ScaleEarth, batches: list[TreeBatch]) -> float:
+    """Forward and backward over micro-batches of one step, normalised as the training step does; the loss."""
+    n_supervised = sum(int(batch.supervised_T.sum()) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        out = model(batch)
+        loss = out.ce_sum / n_supervised
+        if out.nll_sum is not None:
+            loss = loss + 0.1 * out.nll_sum / max(1.0, float(batch.nll_weight_G.sum()))
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+class Contender:
+    """Ours at one K on fixed questions: `work()` is one forward and backward over all of them."""
+
+    def __init__(self, model: ScaleEarth, bank: Bank, numbers: range, *, k: int, micro_tokens: int) -> None:
+        self.model, self.k = model, k
+        self.batches = micro_batches(bank, numbers, k=k, micro_tokens=micro_tokens)
+        self.n_questions = len(numbers)
+
+    def work(self) -> int:
+        """One step without the optimizer; the number of questions."""
+        forward_backward(self.model, self.batches)
+        self.model.zero_grad()
+        return self.n_questions
+
+
+def micro_batches(bank: Bank, numbers: range, *, k: int, micro_tokens: int) -> list[TreeBatch]:
+    """The questions in trees of `k`, whole trees filled up to a token budget."""
+    n = bank.shape.questions
+    per_image = [[i for i in numbers if i // n == image] for image in sorted({i // n for i in numbers})]
+    groups = [some[i : i + k] for some in per_image for i in range(0, len(some), k)]
+    tokens = [bank.tree(group).n_tokens for group in groups]
+    filled: list[list[int]] = []
+    room = 0
+    for group, cost in zip(groups, tokens, strict=True):
+        if cost > room:
+            filled.append([])
+            room = micro_tokens
+        filled[-1] += group
+        room -= cost
+    return [bank.trees(some, k=k) for some in filled]
+
+
+class _StepClock(pl.Callback):
+    def __init__(self, laps: Laps) -> None:
+        self._laps = laps
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._laps.mark()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """What a real run of the Lightning trainer cost: seconds per question, and the share spent waiting for data."""
+
+    seconds_per_qa: float
+    wait_share: float
+
+
+def train(
+    root: Path,
+    shape: Shape,
+    folder: Path,
+    lora: LoraShape,
+    *,
+    k: int,
+    n_steps: int,
+    global_batch_tokens: int,
+    num_workers: int = 0,
+    gate: Literal["continuous", "open"] = "continuous",
+    callbacks: Callable[[], list[pl.Callback]] = list,
+) -> TrainRun:
+    """Stage 2 by the project's own Trainer and DataModule, optimizer and data path included.
+
+    The wait share is that of the real Throughput callback, the first window (worker start) left out.
+    """
+    laps, waits = Laps(), _WaitShare()
+    data = data_module(root, shape, k=k, global_batch_tokens=global_batch_tokens, num_workers=num_workers)
+    system = Stage2(
+        init_from=None,
+        backbone=BackboneConfig(),
+        adapters=AdapterConfig(rank=lora.rank, lora_alpha=lora.lora_alpha, gate=GateConfig(kind=gate)),
+        head=None,
+        resolver=ResolverConfig(),
+        optim=OptimConfig(),
+    )
+    trainer = pl.Trainer(
+        max_steps=n_steps + 1,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder),
+        callbacks=[_StepClock(laps), waits, *callbacks()],
+    )
+    trainer.fit(system, datamodule=data)
+    per_step = data.plan_report()["questions"] / data.steps_per_epoch
+    return TrainRun(seconds_per_qa=laps.median() / per_step, wait_share=waits.share)
+
+
+class _WaitShare(Throughput):
+    """The real callback, its numbers kept instead of written to TensorBoard."""
+
+    def __init__(self) -> None:
+        super().__init__(every_n_steps=1)
+        self.waits: list[float] = []
+        self.seconds: list[float] = []
+
+    def _write(self, trainer: Any, pl_module: Any, step: int) -> None:
+        if self._window.steps:
+            self.waits.append(self._window.wait_seconds)
+            self.seconds.append(self._window.seconds)
+        super()._write(trainer, pl_module, step)
+
+    @property
+    def share(self) -> float:
+        """Waiting over all time, the first two steps left out."""
+        return sum(self.waits[2:]) / max(sum(self.seconds[2:]), 1e-9)
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """Gradients by name, cloned."""
+    return {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def randomise_b(model: torch.nn.Module, *, seed: int = 0) -> None:
+    """Draws B: at its zero start the gradients of A and of the thresholds are zero, and prove nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))

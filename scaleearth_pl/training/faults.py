@@ -1,0 +1,71 @@
+"""Faults of machine and libraries, recognised and given a name and a remedy.
+
+PyTorch says most of them as a `RuntimeError` with a sentence. Here each sentence that a run can end with becomes a
+typed error; what is not recognised stays what it is, with its traceback, because it is a bug.
+"""
+
+import errno
+import re
+
+import torch
+
+from scaleearth_pl.core.errors import (
+    DiskSpaceError,
+    MemoryExhaustedError,
+    PeerLostError,
+    ScaleEarthError,
+    WorkerError,
+)
+
+UNKNOWN_STATUS = 1
+"""Exit status after an error that nobody expected (Python's own)."""
+
+_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|bad allocation")
+_WORKER = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
+_PEER = re.compile(
+    r"[Cc]onnection (closed by peer|reset by peer|refused)|Broken pipe|Timed out waiting|NCCL .*(abort|time)|"
+    r"[Ss]ocket (closed|error)|recvValue failed|failed to recv|DistNetworkError|DistBackendError"
+)
+
+
+def as_typed(error: BaseException) -> ScaleEarthError | None:
+    """The typed error that says the same, or None: `error` is not one that we know."""
+    if isinstance(error, ScaleEarthError):
+        return error
+    text = f"{type(error).__name__}: {error}".strip()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and _MEMORY.search(text)
+    ):
+        return MemoryExhaustedError(
+            f"out of memory: {first_line(text)}",
+            field="data.micro_token_budget",
+            remedy="lower micro_token_budget (same gradients, only slower), switch backbone.checkpointing on, or lower "
+            "max_pixels; a resumed run goes on where it stood",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskSpaceError(str(error), file=error.filename, remedy="free space, then resume")
+    if isinstance(error, RuntimeError) and _WORKER.search(text):
+        return WorkerError(
+            f"a loader's worker died or fell silent: {first_line(text)}",
+            field="data.num_workers",
+            remedy="look for the out-of-memory killer and for a slow disk; fewer workers need less; then resume",
+        )
+    if isinstance(error, (RuntimeError, OSError)) and _PEER.search(text):
+        return PeerLostError(f"another rank is gone: {first_line(text)}", remedy="see its message; then resume")
+    return None
+
+
+def exit_status(error: BaseException) -> int:
+    """What a process that ends with `error` should tell the shell."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    typed = as_typed(error)
+    return UNKNOWN_STATUS if typed is None else typed.exit_status
+
+
+def first_line(text: str) -> str:
+    """One line of a message, without a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else text

@@ -1,0 +1,108 @@
+"""What trains in each stage and what does not, through the real command line, optimizer and 4-bit weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes.runs import bits_of, fit, make_data, recorder_of, tiny_hf
+
+from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.gated_lora import AdapterConfig
+from scaleearth_pl.model.gsd_head import GsdHeadConfig
+from scaleearth_pl.model.scaleearth import ScaleEarth
+
+RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def stage2(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Four steps with a validation after the third."""
+    return fit("stage2", fake_corpus, tmp_path_factory.mktemp("runs"), *RECORD, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def before(fake_corpus: Path) -> ScaleEarth:
+    """Stage 2's model before its first step (SSE-U's start differs: it is drawn from the run's seed)."""
+    config = BackboneConfig(quantise="nf4", source=str(tiny_hf(fake_corpus)))
+    backbone = build_backbone(config, token_ids=make_data(fake_corpus).processor.token_ids)
+    return ScaleEarth(backbone=backbone, adapters=AdapterConfig(), head=GsdHeadConfig())
+
+
+def trained(model: torch.nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_only_adapters_thresholds_and_head_train(stage2: Any) -> None:
+    names = trained(stage2.model.model)
+    kinds = ("lora_A.weight", "lora_B.weight", "gate.thresholds")
+    assert all(name.endswith(kinds) or name.startswith("gsd_head.") for name in names)
+    assert sum(name.endswith(kinds) for name in names) == 28 * 3
+    groups = {g["name"]: g["lr"] for g in stage2.trainer.optimizers[0].param_groups}
+    assert set(groups) == {"adapters", "thresholds", "sse_u"}
+    in_groups = {id(p) for g in stage2.trainer.optimizers[0].param_groups for p in g["params"]}
+    assert in_groups == {id(p) for p in stage2.model.parameters() if p.requires_grad}
+
+
+def test_the_base_stays_to_the_bit_and_all_else_moves(stage2: Any, before: ScaleEarth) -> None:
+    first, last = bits_of(before), bits_of(stage2.model.model)
+    assert first.keys() == last.keys()
+    changed = {name for name in first if not first[name].equal(last[name])}
+    assert changed == trained(before)
+
+
+def test_every_trained_tensor_gets_gradient_in_every_step(stage2: Any) -> None:
+    """But for A and the thresholds in the first step, where B is zero; a validation between steps changes nothing."""
+    for step, gradients in enumerate(recorder_of(stage2).gradients):
+        silent = {name for name, gradient in gradients.items() if not bool((gradient != 0).any())}
+        waiting = {name for name in gradients if name.endswith(("lora_A.weight", "gate.thresholds"))}
+        assert silent == (waiting if step == 0 else set())
+
+
+def test_validation_leaves_training_as_it_was(stage2: Any) -> None:
+    """bitsandbytes would repack 4-bit weights at the first forward without gradient, for a kernel without backward."""
+    model, micro = stage2.model.model, stage2.datamodule.step_batch(0).micro[0]
+
+    def gradients() -> list[torch.Tensor]:
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        out = model.train()(micro)
+        return list(torch.autograd.grad(out.ce_sum + out.nll_sum, wanted))
+
+    first = gradients()
+    with torch.no_grad():
+        model.eval()(micro)
+    assert all(a.equal(b) for a, b in zip(gradients(), first, strict=True))
+
+
+def test_groups_have_their_own_rate_and_are_clipped_apart(fake_corpus: Path, tmp_path: Path) -> None:
+    cli = fit("stage2", fake_corpus, tmp_path, *RECORD, "--model.init_args.optim.clip_norm", "0.01", steps=2)
+    report, gradients = recorder_of(cli).reports[-1], recorder_of(cli).gradients[-1]
+    assert report.lr["thresholds"] == report.lr["sse_u"] == pytest.approx(5 * report.lr["adapters"])
+    for group, part in {"adapters": "lora_", "thresholds": "thresholds", "sse_u": "gsd_head"}.items():
+        norm = torch.stack([g.norm() for name, g in gradients.items() if part in name]).norm()
+        assert float(norm) == pytest.approx(min(0.01, float(report.grad_norm[group])), rel=1e-3)
+
+
+def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_path: Path) -> None:
+    cli = fit("stage1", fake_corpus, tmp_path, steps=1)
+    assert cli.model.model.gsd_head is None
+    assert not cli.model.model.adapters
+    start = build_backbone(BackboneConfig(), token_ids=cli.datamodule.processor.token_ids)
+    first, last = bits_of(start), bits_of(cli.model.model.backbone)
+    assert {name for name in first if first[name].equal(last[name])} == set()
+    saved = build_backbone(
+        BackboneConfig(source=str(cli.run_folder / "hf")), token_ids=cli.datamodule.processor.token_ids
+    )
+    assert all(bits.equal(last[name]) for name, bits in bits_of(saved).items())
+
+
+def test_the_run_folder_says_what_was_run(stage2: Any) -> None:
+    record = json.loads((stage2.run_folder / "run.json").read_text())
+    assert (record["stage"], record["size"], record["steps"], record["corpus"]) == ("stage2", "tiny", STEPS, "corpus")
+    assert record["qas_per_second"] > 0
+    gates = json.loads((stage2.run_folder / "gates.json").read_text())
+    assert list(gates) == ["0.1", "1", "10", "30"]
+    assert gates["0.1"]["object"] > gates["1"]["object"] > gates["10"]["object"]
+    assert (stage2.run_folder.parent / "latest").resolve() == stage2.run_folder.resolve()
