@@ -56,7 +56,9 @@ class Peer:
         threads: of the loaders; 0, as everybody here, works in the training process.
     """
 
-    def __init__(self, name: str, bank: Bank, folder: Path, *, lora: LoraShape, batch_size: int = DEFAULT_BATCH) -> None:
+    def __init__(
+        self, name: str, bank: Bank, folder: Path, *, lora: LoraShape, batch_size: int = DEFAULT_BATCH
+    ) -> None:
         self.name, self.bank, self.batch_size = name, bank, batch_size
         self.laps = Laps()
         rows = Dataset.from_dict({"number": list(range(len(bank)))})
@@ -112,7 +114,11 @@ class Peer:
 
 def _lora_config(lora: LoraShape) -> LoraConfig:
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.lora_alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        task_type="CAUSAL_LM",
     )
 
 

@@ -34,7 +34,18 @@ PIXELS_PER_TOKEN = 32
 
 GSDS_M = (0.3, 3.0, 20.0)
 
-_KINDS = ("residential", "industrial", "circular", "rectangular", "large", "small", "paved", "flooded", "wooded", "bare")
+_KINDS = (
+    "residential",
+    "industrial",
+    "circular",
+    "rectangular",
+    "large",
+    "small",
+    "paved",
+    "flooded",
+    "wooded",
+    "bare",
+)
 _THINGS = ("buildings", "roads", "fields", "ponds", "parks", "stadiums", "bridges", "farms", "runways", "quarries")
 _PLACES = ("left of", "right of", "above", "below", "next to", "far from", "inside", "around")
 _ANSWERS = ("yes", "no", "three", "rural", "urban", "forest", "between 10 and 100", "0 m2")
@@ -206,7 +217,9 @@ def _question(rng: np.random.Generator, number: int, clauses: float) -> Question
 
     text = f"Are there {some()} {rng.choice(_PLACES)} the {some()}"
     text += "".join(f" and {rng.choice(_PLACES)} the {some()}" for _ in range(rng.poisson(clauses)))
-    return Question(id=f"q{number}", type="bench", family="other", question=f"{text}?", answer=str(rng.choice(_ANSWERS)))
+    return Question(
+        id=f"q{number}", type="bench", family="other", question=f"{text}?", answer=str(rng.choice(_ANSWERS))
+    )
 
 
 def _jpeg(rng: np.random.Generator, side: int) -> bytes:

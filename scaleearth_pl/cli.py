@@ -7,14 +7,14 @@ Later files and options win, also inside values that are interpolated from them 
 """
 
 import importlib
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 
 OWN_COMMANDS = {
     "prepare": "scaleearth_pl.prepare.corpus",
@@ -26,29 +26,61 @@ OWN_COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status. Typed errors print without a traceback."""
-    from scaleearth_pl.core.errors import ScaleEarthError
+    """Entry point of the console script; returns the exit status: 2 and no traceback for an error made on purpose.
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    75 instead of 2 asks to be resumed; SIGTERM ends in 143.
+    """
+    from scaleearth_pl.training.process import as_process
+
+    return as_process(lambda: run(sys.argv[1:])) if argv is None else run(argv)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command; returns its exit status."""
     try:
         if arguments and arguments[0] in OWN_COMMANDS:
             return int(importlib.import_module(OWN_COMMANDS[arguments[0]]).main(arguments[1:]))
+        from scaleearth_pl.training.security import check_arguments
+
+        check_arguments(arguments)
         run_lightning(arguments)
-    except ScaleEarthError as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-        return 2
+    except Exception as error:
+        typed = typed_error(error)
+        if typed is None:
+            raise
+        sys.stderr.write(f"\n{type(typed).__name__}: {typed}\n")
+        return typed.exit_status
     return 0
+
+
+def typed_error(error: BaseException) -> ScaleEarthError | None:
+    """The error to show for `error`: our own that caused it, or what the parser refused, or a known fault of machine
+    and libraries; None for an unforeseen one.
+
+    jsonargparse wraps what a configuration class raises in a `ValueError` with the whole configuration in its text.
+    """
+    from scaleearth_pl.training.faults import as_typed
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ScaleEarthError):
+        cause = cause.__cause__
+    if cause is None and isinstance(error, jsonargparse.ArgumentError):
+        return ConfigError(str(error).strip(), remedy="`scaleearth COMMAND --help` lists every key")
+    return cause or as_typed(error)
 
 
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Builds and runs the LightningCLI on `arguments`; returns it, for tests."""
     import lightning.pytorch as pl
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from scaleearth_pl.data.datamodule import GeoScaleDataModule
     from scaleearth_pl.training.callbacks.run_record import RunRecord
+    from scaleearth_pl.training.callbacks.save_config import SaveConfig
+    from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO
     from scaleearth_pl.training.quiet import silence_known_noise
+    from scaleearth_pl.training.run_folder import choose_run, point_latest
 
     silence_known_noise()
     # Without this, omegaconf+ under a subcommand resolves ${...} against the wrong root (jsonargparse 4.53).
@@ -65,22 +97,19 @@ def run_lightning(arguments: Sequence[str]) -> Any:
             parser.add_argument("--test_after_fit", type=bool, default=False, help="evaluate the test split at the end")
 
         def before_instantiate_classes(self) -> None:
-            """Names the run folder; with `resume`, the newest one and its last checkpoint."""
+            """Names the run folder; with `resume`, the newest one and its checkpoints."""
             config = self.config[self.subcommand]
             root = Path(config.runs_dir) / config.experiment
-            if config.resume:
-                version, config.ckpt_path = find_last(root)
-            else:
-                version = os.environ.setdefault(
-                    "SCALEEARTH_VERSION", time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
-                )
+            version, checkpoints = choose_run(root, resume=config.resume, fit=self.subcommand == "fit")
+            config.ckpt_path = checkpoints or config.ckpt_path
             self.run_folder = root / version
             self.trainer_defaults["callbacks"] = [RunRecord(size=config.size)]
 
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-            """Adds the TensorBoard logger of the run folder, unless the configuration switches logging off."""
-            folder = self.run_folder
-            if self._get(self.config_init, "trainer").get("logger") is not False:
+            """Adds the TensorBoard logger of the run folder, unless switched off, and checkpoints that last."""
+            folder, configured = self.run_folder, self._get(self.config_init, "trainer")
+            kwargs["plugins"] = [*(configured.get("plugins") or []), DurableCheckpointIO()]
+            if configured.get("logger") is not False:
                 kwargs["logger"] = TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
             trainer = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
             if trainer.is_global_zero and self.subcommand == "fit":
@@ -96,33 +125,11 @@ def run_lightning(arguments: Sequence[str]) -> Any:
         pl.LightningModule,
         GeoScaleDataModule,
         subclass_mode_model=True,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"arguments": list(arguments)},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         seed_everything_default=1,
         args=list(arguments),
     )
-
-
-def find_last(root: Path) -> tuple[str, str]:
-    """Version name and checkpoint of the newest run below `root`, for `--resume`."""
-    from scaleearth_pl.core.errors import CheckpointError
-
-    latest = root / "latest"
-    checkpoint = latest / "checkpoints" / "last.ckpt"
-    if not checkpoint.exists():
-        raise CheckpointError(
-            "nothing to resume", file=checkpoint, field="resume", value=True, remedy="start the run without resume"
-        )
-    return latest.resolve().name, str(checkpoint)
-
-
-def point_latest(folder: Path) -> None:
-    """Makes `latest` beside `folder` point to it, atomically, so that runs may start at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    os.replace(temporary, folder.parent / "latest")

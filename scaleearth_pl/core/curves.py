@@ -118,4 +118,5 @@ class DebiasedEma:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on where `state_dict` was taken."""
-        self.total, self.mass = state["total"], state["mass"]
+        # A tensor again: a Python float would be multiplied in fp64, and the resumed curve would differ in its last bit.
+        self.total, self.mass = torch.tensor(state["total"]), state["mass"]

@@ -174,7 +174,8 @@ class LoRAWeight(KeepsDtype):
         """
         if y.ndim != 3 or x.dtype != y.dtype or torch.is_autocast_enabled(y.device.type):
             return y + self(x).to(y.dtype)
-        return y.baddbmm_(x, self.weight.to(x.dtype).T.expand(len(x), -1, -1))
+        total: Tensor = y.baddbmm_(x, self.weight.to(x.dtype).T.expand(len(x), -1, -1))
+        return total
 
 
 class GatedLoRALinear(nn.Module):

@@ -206,9 +206,9 @@ def keep_four_bit_trainable(backbone: nn.Module) -> None:
     On CPUs with AVX512-BF16 its first forward without gradient (a validation) would repack every layer for good, for a
     bfloat16 kernel that has no backward: from then on gradients stop at each base layer, with no more than a warning.
     """
-    for module in backbone.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layers: list[Any] = [layer for layer in backbone.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def feature_dims(backbone: Any) -> list[int]:

@@ -70,7 +70,7 @@ class LastLayer(qwen.Qwen3VLTextDecoderLayer):  # type: ignore[misc]
         kept_K: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """States [1, K, W] of the kept tokens, of all [1, T, W] where `kept_K` is None; else as the class it replaces."""
+        """States [1, K, W] of the kept tokens; without `kept_K` those of all, as the class it replaces."""
         if kept_K is None:
             whole: Tensor = super().forward(hidden_states, position_embeddings, attention_mask, **options)
             return whole
@@ -81,8 +81,8 @@ class LastLayer(qwen.Qwen3VLTextDecoderLayer):  # type: ignore[misc]
             **options,
         )
         kept = hidden_states.index_select(1, kept_K) + attended.index_select(1, kept_K)
-        update: Tensor = self.mlp(self.post_attention_layernorm(kept))
-        return kept + update
+        states: Tensor = kept + self.mlp(self.post_attention_layernorm(kept))
+        return states
 
 
 def skip_unread_rows(model: Any) -> None:

@@ -72,7 +72,10 @@ def kernel_for(q_THD: Tensor) -> Kernel | None:
 
 
 class CpuFlash:
-    """`_scaled_dot_product_flash_attention_for_cpu` on one rectangle of slots, or run by run where that wastes less.
+    """`_scaled_dot_product_flash_attention_for_cpu` on rectangles of slots, or run by run where that wastes less.
+
+    Runs over themselves are first sorted into a few rectangles by length: 100 branches of 16 to 33 tokens in half the
+    time of one rectangle. (Queries over other keys share their rectangle's height only with as many runs as trees.)
 
     An empty query slot holds the query of row 0; in the backward its gradient is 0 and its log-sum-exp infinite, so its
     probabilities are 0. An empty key slot is masked by -inf, unless causality already hides it.
@@ -83,6 +86,21 @@ class CpuFlash:
 
     def forward(self, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
+        some = [self._forward(q_THD, k_TJD, v_TJD, bucket, scale) for bucket in _buckets(part)]
+        if len(some) == 1:
+            return some[0]
+        out, lse = (torch.cat(x).index_select(0, part.queries.bucket_rows_R) for x in zip(*some, strict=True))
+        return out, lse
+
+    def backward(self, streams: Streams, part: Part, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel.backward`."""
+        some = [self._backward(streams, bucket, scale) for bucket in _buckets(part)]
+        if len(some) == 1:
+            return some[0]
+        dq, dk, dv = (torch.cat(x).index_select(0, part.queries.bucket_rows_R) for x in zip(*some, strict=True))
+        return dq, dk, dv
+
+    def _forward(self, q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
         if self._run_by_run(part):
             return self._forward_runs(q_THD, k_TJD, v_TJD, part, scale)
         out_NHSD, lse_NHS = _ATEN._scaled_dot_product_flash_attention_for_cpu(
@@ -96,8 +114,7 @@ class CpuFlash:
         )
         return _unpad(out_NHSD, part.queries), _unpad(lse_NHS, part.queries)
 
-    def backward(self, streams: Streams, part: Part, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Kernel.backward`."""
+    def _backward(self, streams: Streams, part: Part, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         if self._run_by_run(part):
             return self._backward_runs(streams, part, scale)
         queries, keys = part.queries, part.keys
@@ -193,6 +210,11 @@ class VarlenCudaFlash:
             scale=scale,
         )
         return dq_RHD, dk_KJD, dv_KJD
+
+
+def _buckets(part: Part) -> list[Part]:
+    """The parts that a causal part falls into by length; itself where it is best left whole."""
+    return [Part(queries=runs, keys=runs, causal=True) for runs in part.queries.buckets] if part.causal else [part]
 
 
 def _pad(x_TH: Tensor, runs: Runs, *, fill: float | None = None) -> Tensor:

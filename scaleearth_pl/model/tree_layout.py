@@ -17,6 +17,7 @@ prefix, L longest branch, C = P + L.
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -79,6 +80,30 @@ class Runs:
     def ragged(self) -> bool:
         """True if the rectangle has empty slots."""
         return self.empty_E.shape[0] > 0
+
+    @cached_property
+    def buckets(self) -> tuple[Self, ...]:
+        """The same runs sorted by length into a few rectangles with less padding; only itself where that saves little.
+
+        `bucket_rows_R` finds our rows in those of the buckets end to end.
+        """
+        order = sorted(range(self.n_runs), key=lambda run: self.lengths[run])
+        cuts = _cuts([self.lengths[run] for run in order])
+        if len(cuts) == 2:
+            return (self,)
+        rows = self.rows_R.cpu().split(self.lengths)
+        groups = [order[a:b] for a, b in pairwise(cuts)]
+        lengths = [torch.tensor([self.lengths[run] for run in group]) for group in groups]
+        made = [self.from_lengths(torch.cat([rows[i] for i in g]), n) for g, n in zip(groups, lengths, strict=True)]
+        return tuple(bucket.to(self.rows_R.device) for bucket in made)
+
+    @cached_property
+    def bucket_rows_R(self) -> Int[Tensor, " R"]:
+        """Place of each of our rows in the rows of all buckets."""
+        theirs, ours = torch.cat([bucket.rows_R for bucket in self.buckets]).argsort(), self.rows_R.argsort()
+        place_R = torch.empty_like(ours)
+        place_R[ours] = theirs
+        return place_R
 
     def to(self, device: torch.device) -> Self:
         """The same runs on another device."""
@@ -160,6 +185,29 @@ class TreeLayout:
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=prefix_BP.device).tril()
         own_BLL = causal_LL.expand(self.n_branches, -1, -1)
         return torch.cat((prefix_BP[:, None].expand(-1, length, -1), own_BLL), dim=2)[:, None]
+
+
+MAX_BUCKETS = 4
+"""Rectangles that `Runs.buckets` makes at most."""
+
+
+def _cuts(sorted_lengths: list[int]) -> list[int]:
+    """Bounds of buckets of ascending lengths, 0 and N included: cut where that saves most, while it saves a tenth.
+
+    The cost of a bucket is that of its rectangle of query-key pairs, runs x longest^2.
+    """
+    length_N = torch.tensor(sorted_lengths, dtype=torch.double)
+    cuts, cost = [0, len(sorted_lengths)], float(len(sorted_lengths) * length_N[-1:].sum() ** 2)
+    while len(cuts) <= MAX_BUCKETS:
+        best, saved = 0, 0.1 * cost
+        for a, b in pairwise(cuts):
+            saving = torch.arange(1, b - a) * (length_N[b - 1] ** 2 - length_N[a : b - 1] ** 2)
+            if len(saving) and float(saving.max()) > saved:
+                best, saved = a + 1 + int(saving.argmax()), float(saving.max())
+        if not best:
+            break
+        cuts, cost = sorted([*cuts, best]), cost - saved
+    return cuts
 
 
 def _below(length_N: Tensor, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """`scaleearth prepare FILE.yaml [--out FOLDER] [--set key=value ...]`: builds a corpus under data_shards/.
 
-The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to the builder, and
-`--set` replaces them (`images.train=100` reaches inside). A corpus is built in
-`<out>.partial` and renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
+The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to
+the builder, and `--set` replaces them (`images.train=100` reaches inside). A corpus is built in `<out>.partial` and
+renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
 settings: the same settings find the work done, others are refused instead of mixed.
 """
 
@@ -141,11 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status. Typed errors are left to the caller."""
     parser = argparse.ArgumentParser(prog="scaleearth prepare", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="YAML of experiments/corpus/")
-    parser.add_argument("--out", type=Path, help="folder to build; default: the file's `out`")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a setting of the file")
+    parser.add_argument("--out", type=Path, help="folder to build, instead of the file's `out`")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a setting")
     given = parser.parse_args(argv)
-    changes = [*given.set, *([f"out={given.out}"] if given.out else [])]
-    prepare(given.file, changes)
+    prepare(given.file, [*given.set, *([f"out={given.out}"] if given.out else [])])
     return 0
 
 

@@ -143,6 +143,7 @@ class TreeTraining(pl.LightningModule):
             n_tokens=batch.n_tokens,
             n_padded=batch.n_padded,
             n_supervised=batch.n_supervised,
+            micro_sums_M=torch.stack([x.ce_sum if x.nll_sum is None else x.ce_sum + x.nll_sum for x in losses]),
             **images,
         )
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from scaleearth_pl.core.errors import PeerLostError
 
@@ -58,10 +58,10 @@ class PeerWatch:
     ) -> None:
         self.rank, self.world_size, self.children = rank, world_size, tuple(children)
         self.silence_s, self.grace_s = silence_s, grace_s
-        self.store: dist.TCPStore | None = None
+        self.store: TCPStore | None = None
         if world_size > 1:
             host, port = address
-            self.store = dist.TCPStore(host, port, world_size, rank == 0, timedelta(seconds=60), wait_for_workers=False)
+            self.store = TCPStore(host, port, world_size, rank == 0, timedelta(seconds=60), wait_for_workers=False)
         self._deadline: tuple[float, int, str] | None = None
         self._signals: tuple[int, dict[int, tuple[int, float]]] | None = None
         self._over = threading.Event()

@@ -9,7 +9,7 @@ it is, and A and the thresholds on a B that is perturbed and then restored.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -76,10 +76,14 @@ def check_adapter_gradients(model: ScaleEarth, batch: TreeBatch) -> int:
 def check_head_gradients(model: ScaleEarth, batch: TreeBatch) -> None:
     """SSE-U gets gradient wherever the first batch holds a GSD that may teach it."""
     if model.gsd_head is not None and bool((batch.nll_weight_G > 0).any()):
-        out = model(batch)
-        gradients = torch.autograd.grad(out.nll_sum, list(model.gsd_head.parameters()), allow_unused=True)
-        if not any(g is not None and bool((g != 0).any()) for g in gradients):
-            raise PreflightError("SSE-U gets no gradient", field="gsd_head", remedy="this is a bug; report it")
+        gradients = _gradients(model(batch).nll_sum, dict(model.gsd_head.named_parameters()))
+        silent = [name for name, g in gradients.items() if not _learns(g)]
+        if silent:
+            raise PreflightError(
+                "SSE-U gets no gradient, or one that is not finite",
+                field=f"gsd_head.{silent[0]}",
+                remedy="leave SSE-U trainable; look at the GSDs of the corpus",
+            )
 
 
 def check_full_gradients(model: ScaleEarth, batch: TreeBatch) -> None:
@@ -89,19 +93,29 @@ def check_full_gradients(model: ScaleEarth, batch: TreeBatch) -> None:
     _demand_gradient(model, batch, {k: next(p for p in m.parameters() if p.ndim > 1) for k, m in named.items()})
 
 
-def _demand_gradient(model: ScaleEarth, batch: TreeBatch, named: dict[str, nn.Parameter]) -> None:
+def _demand_gradient(model: ScaleEarth, batch: TreeBatch, named: Mapping[str, nn.Parameter]) -> None:
     loss = model(batch).ce_sum
     if not bool(torch.isfinite(loss.detach())):
         raise PreflightError("loss is not finite before step 0", field="loss", value=float(loss.detach()))
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    for name, gradient in zip(named, gradients, strict=True):
-        if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool((gradient != 0).any()):
+    for name, gradient in _gradients(loss, named).items():
+        if not _learns(gradient):
             raise PreflightError(
                 "adapter gets no gradient" if model.adapters else "weights get no gradient",
                 field=name,
                 value=None if gradient is None else float(gradient.abs().max()),
                 remedy="every adapted layer must take part in the forward pass; check targets and checkpointing",
             )
+
+
+def _gradients(loss: Tensor, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
+    """Gradients by name; None for a parameter that is frozen or that the loss does not depend on."""
+    wanted = {name: p for name, p in named.items() if p.requires_grad and loss.requires_grad}
+    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True) if wanted else ()
+    return dict.fromkeys(named) | dict(zip(wanted, found, strict=True))
+
+
+def _learns(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class StepReport:
         mu: SSE-U's mean of s; log_var: its log variance (decades squared).
         nll_weight: trust in the metadata, divided by the parts that the image was split into; 0 where unknown.
         has_scale_cue: 1 scale can be read from the image, 0 it cannot, -1 nobody knows.
+        micro_sums_M: raw loss sums of this rank's micro-batches; tells which of them is not finite.
     """
 
     step: int
@@ -64,6 +65,7 @@ class StepReport:
     log_var: Float[Tensor, " I"] | None = None
     nll_weight: Float[Tensor, " I"] | None = None
     has_scale_cue: Float[Tensor, " I"] | Int[Tensor, " I"] | None = None
+    micro_sums_M: Float[Tensor, " M"] | None = None
 
     def __post_init__(self) -> None:
         _same_presence(

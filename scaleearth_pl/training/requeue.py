@@ -4,7 +4,7 @@
     srun scaleearth fit -c experiments/stage2.yaml -c experiments/size/8b.yaml
 
 Two minutes before the time limit SLURM sends SIGUSR1; the run saves at the end of its step, asks for its job to be put
-back and leaves. When SLURM starts it again it finds its folder by the job's number and goes on, without another command.
+back and leaves. When SLURM starts it again it finds its folder by the job's number and goes on.
 """
 
 import logging
@@ -31,11 +31,6 @@ def job_id() -> str | None:
     return found
 
 
-def was_requeued() -> bool:
-    """True where SLURM starts this job for the second time or later."""
-    return job_id() is not None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-
-
 def requeue() -> bool:
     """Asks SLURM to put this job back; False, with a warning, where it would not."""
     job = job_id()
@@ -49,3 +44,24 @@ def requeue() -> bool:
     if done.returncode:
         log.warning("job %s was not requeued: %s", job, done.stderr.strip())
     return done.returncode == 0
+
+
+def identity() -> tuple[str | None, bool]:
+    """A run folder's name that outlives a restart, and whether this is one: of a SLURM job or a torchrun with an id.
+
+    Raises:
+        ConfigError: several processes were launched with nothing in common to name their folder by.
+    """
+    if (job := job_id()) is not None:
+        return f"slurm-{job}", int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    elastic = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if elastic != "none":
+        name = re.sub(r"[^A-Za-z0-9-]", "-", elastic)[:40]
+        return f"torchrun-{name}", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SCALEEARTH_VERSION" not in os.environ:
+        raise ConfigError(
+            "ranks were launched one by one and would each name a run folder of their own",
+            field="SCALEEARTH_VERSION",
+            remedy="export SCALEEARTH_VERSION=<name> for all ranks, or give torchrun an --rdzv-id",
+        )
+    return None, False

@@ -61,6 +61,13 @@ class Stage2(TreeTraining):
         super().__init__(optim=optim, generate=generate, max_new_tokens=max_new_tokens)
         if not 0 <= nll_warmup_share <= 1:
             raise ConfigError("must be a share", field="nll_warmup_share", value=nll_warmup_share)
+        if init_from is not None and not Path(init_from).is_dir():
+            raise CheckpointError(
+                "stage 2 starts from a folder that is not there",
+                file=init_from,
+                field="init_from",
+                remedy="run stage 1 first (make stage1), or set init_from to a Hugging Face folder",
+            )
         self.init_from, self.backbone_config = init_from, backbone
         self.adapter_config, self.head_config, self.resolver_config = adapters, head, resolver
         self.lambda_gsd, self.nll_warmup_share, self.adapter = lambda_gsd, nll_warmup_share, adapter
@@ -71,13 +78,6 @@ class Stage2(TreeTraining):
         if hasattr(self, "model"):
             return
         source = self.init_from or self.backbone_config.source
-        if self.init_from and not Path(source).exists():
-            raise CheckpointError(
-                "stage 2 starts from a folder that is not there",
-                file=source,
-                field="init_from",
-                remedy="run stage 1 first (make stage1), or set init_from to a Hugging Face folder",
-            )
         backbone = build_backbone(self.backbone_config, source=source, token_ids=self.datamodule.processor.token_ids)
         self.model = ScaleEarth(
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config

@@ -16,7 +16,8 @@ from scaleearth_pl.core.gsd import (
 
 
 @pytest.mark.parametrize(
-    ("text", "metres"), [(".1524m", 0.1524), ("10m", 10.0), ("30 cm", 0.3), ("1e-1 M", 0.1), (0.5, 0.5), ("0.01km", 10.0)]
+    ("text", "metres"),
+    [(".1524m", 0.1524), ("10m", 10.0), ("30 cm", 0.3), ("1e-1 M", 0.1), (0.5, 0.5), ("0.01km", 10.0)],
 )
 def test_lengths_with_units_become_metres(text, metres):
     assert parse_gsd_text(text) == pytest.approx(metres)

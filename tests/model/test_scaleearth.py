@@ -53,7 +53,8 @@ def test_checkpointing_recomputes_and_changes_no_gradient(corpus: Path, batch: T
     for checkpointing, expected_calls in ((False, 1), (True, 2)):
         model = tiny_model(corpus, quantise=quantise, checkpointing=checkpointing)
         calls: list[int] = []
-        model.backbone.model.language_model.layers[0].mlp.register_forward_hook(lambda *_, c=calls: c.append(1))
+        block = model.backbone.model.language_model.layers[0]
+        block.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         out = model(batch, predicted_share=0.5)
         (out.ce_sum + out.nll_sum).backward()
         assert len(calls) == expected_calls
@@ -189,7 +190,7 @@ def test_nf4_at_a_hundred_million_parameters(corpus: Path, batch: TreeBatch, tmp
     stored = sum(p.numel() * p.element_size() for p in quantised.model.language_model.layers.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole_bytes = sum(p.numel() * p.element_size() for p in full.model.language_model.layers.parameters())
-    print(n_parameters, (stored-trained)/whole_bytes)
+    print(n_parameters, (stored - trained) / whole_bytes)
     assert stored < 0.3 * whole_bytes
     model(batch).ce_sum.backward()
     gradients: list[Tensor | None] = [a.lora_B.weight.grad for a in model.adapters.values()]

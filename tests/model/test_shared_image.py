@@ -105,6 +105,22 @@ def test_run_by_run_is_chosen_only_where_padding_costs_more_than_the_calls():
         assert CpuFlash()._run_by_run(part) is expected
 
 
+def test_buckets_hold_every_run_once_with_less_padding():
+    lengths = [16, 33, 18, 21, 16, 26, 17, 33, 16, 22] * 3
+    runs = TreeLayout.from_batch(make_batch([([(4, 4)], lengths)])).branches
+    assert 1 < len(runs.buckets) <= 4
+    assert sorted(n for bucket in runs.buckets for n in bucket.lengths) == sorted(lengths)
+    together = torch.cat([bucket.rows_R for bucket in runs.buckets])
+    assert torch.equal(together.index_select(0, runs.bucket_rows_R), runs.rows_R)
+    slots = sum(len(bucket.slot_rows_S) for bucket in runs.buckets)
+    assert slots - sum(lengths) < (len(runs.slot_rows_S) - sum(lengths)) / 3
+
+
+def test_even_runs_stay_one_rectangle():
+    runs = TreeLayout.from_batch(make_batch([([(4, 4)], [8, 8, 8, 7])])).branches
+    assert runs.buckets == (runs,)
+
+
 def fake_cuda(runs):
     """The same runs with fake CUDA tensors; sizes on the host stay."""
     values = {f.name: getattr(runs, f.name) for f in fields(runs)}

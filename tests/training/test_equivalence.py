@@ -49,9 +49,7 @@ def reference(corpus: Path, model: ScaleEarth):
     return losses_and_gradients(model, whole(corpus))
 
 
-@pytest.mark.parametrize(
-    ("max_branches", "budget"), [(1, 1_000_000), (3, 1_000_000), (64, 600), (64, 340), (2, 160)]
-)
+@pytest.mark.parametrize(("max_branches", "budget"), [(1, 1_000_000), (3, 1_000_000), (64, 600), (64, 340), (2, 160)])
 def test_trees_equal_single_questions_however_the_step_is_cut(
     corpus: Path, model: ScaleEarth, reference, max_branches: int, budget: int
 ) -> None:
@@ -60,7 +58,12 @@ def test_trees_equal_single_questions_however_the_step_is_cut(
     if max_branches == 1:
         assert sum(len(m.trees) for m in step.micro) == step.n_questions
     losses, gradients = losses_and_gradients(model, step)
-    print(max_branches,budget,[abs(a/b-1) for a,b in zip(losses,reference[0])], relative_difference(gradients, reference[1]))
+    print(
+        max_branches,
+        budget,
+        [abs(a / b - 1) for a, b in zip(losses, reference[0])],
+        relative_difference(gradients, reference[1]),
+    )
     assert losses == pytest.approx(reference[0], rel=LOSS)
     assert relative_difference(gradients, reference[1]) < GRADIENT
     assert all(bool((g != 0).any()) for g in gradients.values())

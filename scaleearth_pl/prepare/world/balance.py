@@ -1,9 +1,9 @@
 """Which candidates are asked: answers are evened out inside every cell, then images get their number of questions.
 
-A cell holds what someone who does not see the image cannot tell apart: kind of question, noun, GSD bin. If one answer filled it,
-question and GSD would give it away. So a value is kept at most as often as the median of its cell's values (two-valued cells:
-as often as the rarer one), and a cell in which only one value occurs is not asked. What this throws away comes back only
-to lift an image to its smallest number of questions, rarest values first.
+A cell holds what someone who does not see the image cannot tell apart: kind of question, noun, GSD bin. If one answer
+filled it, question and GSD would give it away. So a value is kept at most as often as the median of its cell's values
+(two-valued cells: as often as the rarer one), and a cell in which only one value occurs is not asked. What this
+throws away comes back only to lift an image to its smallest number of questions, rarest values first.
 
 All choices are drawn from hashes of image and question, so they depend on neither order nor number of processes.
 """

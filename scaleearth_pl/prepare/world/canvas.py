@@ -67,8 +67,9 @@ class Canvas:
         self.view, self.oversample = view, oversample
         n = view.n_px * oversample
         self.step = view.gsd_m / oversample
-        axis = (np.arange(n) - (n - 1) / 2) * self.step
-        self.x_N, self.y_N = axis + view.x_m, axis + view.y_m
+        axis = ((np.arange(n) - (n - 1) / 2) * self.step).astype(np.float64)
+        self.x_N: NDArray[np.float64] = axis + view.x_m
+        self.y_N: NDArray[np.float64] = axis + view.y_m
         self.rgb_CNN: F32 = np.zeros((3, n, n), np.float32)
         self.code_NN: NDArray[np.int16] = np.zeros((n, n), np.int16)
         self.cover_NN: NDArray[np.uint8] = np.zeros((n, n), np.uint8)
@@ -93,7 +94,8 @@ class Canvas:
         """Share of each sample between two parallel edges; keeps its mean when the band is thinner than a sample."""
         step = np.float32(self.step)
         upper = np.clip((np.float32(high_m) - distance_HW) / step + 0.5, 0.0, 1.0)
-        return upper - np.clip((np.float32(low_m) - distance_HW) / step + 0.5, 0.0, 1.0)
+        lower = np.clip((np.float32(low_m) - distance_HW) / step + 0.5, 0.0, 1.0)
+        return np.asarray(upper - lower, np.float32)
 
     def paint(
         self, window: Window, alpha_HW: F32, colour: Colour | F32, *, cover: int | None = None, code: int | None = None
@@ -141,7 +143,7 @@ class Canvas:
 
 def covered(distance_HW: F32, step: float) -> F32:
     """Share of a sample of side `step` inside a shape, from the signed distance of its edge."""
-    return np.clip(0.5 - distance_HW / np.float32(step), 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - distance_HW / np.float32(step), 0.0, 1.0), np.float32)
 
 
 def cell_hash(i: F32, j: F32, seed: int) -> NDArray[np.uint32]:
@@ -155,7 +157,8 @@ def cell_hash(i: F32, j: F32, seed: int) -> NDArray[np.uint32]:
     word *= np.uint32(2246822519)
     word ^= word >> np.uint32(13)
     word *= np.uint32(3266489917)
-    return word ^ (word >> np.uint32(16))
+    mixed: NDArray[np.uint32] = word ^ (word >> np.uint32(16))
+    return mixed
 
 
 def unit(word: NDArray[np.uint32], draw: int) -> F32:

@@ -1,8 +1,8 @@
 """From a seed and a few sizes to a place: the smaller a thing, the nearer to the centre.
 
-A subject of size s lies about s from the place's centre, so that a camera at any GSD finds something there that is neither a dot
-nor larger than the footprint: zooming in on the centre passes from town to house to puddle. Everything else
-(`scenery.py`) is what such a landscape has anyway.
+A subject of size s lies about s from the place's centre, so that a camera at any GSD finds something there that is
+neither a dot nor larger than the footprint: zooming in on the centre passes from town to house to puddle. Everything
+else (`scenery.py`) is what such a landscape has anyway.
 """
 
 import math

@@ -34,7 +34,7 @@ class WorldConfig:
     name: str = "world"
     seed: int = 7
     test_seed: int | None = None
-    images: Mapping[str, int] = field(default_factory=lambda: {"train": 2400, "val": 300, "test": 600})
+    images: Mapping[str, int] = field(default_factory=lambda: {"stage1": 1500, "train": 1500, "val": 200, "test": 600})
     image_px: int = 128
     gsd_m: tuple[float, float] = (0.05, 60.0)
     cue_less_share: float = 0.12
@@ -72,9 +72,9 @@ class WorldConfig:
         for key in given:
             if key not in known:
                 raise ConfigError("unknown key", field=key, value=given[key], remedy=f"keys are {', '.join(known)}")
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         try:
-            return cls(**lists)
+            return cls(**pairs)
         except (TypeError, AttributeError) as error:
             raise ConfigError(f"value of the wrong type: {error}", value=dict(given)) from error
 

@@ -45,7 +45,7 @@ def draw_row(label: str, seed: int, n_px: int) -> list[NDArray[np.uint8]]:
     place = Place(split="train", index=0, first_image=0, gsds_m=GSDS_M, scene=scene, lon=0.0, lat=0.0)
     day = int(rng.integers(1 << 30))
     return [
-        expose(render(scene, aim(rng, place, i, n_px)), np.random.default_rng(day), noise_levels=2.0)
+        expose(render(scene, aim(rng, place, i, n_px)), np.random.default_rng(day), noise_levels=0.0)
         for i in range(len(GSDS_M))
     ]
 
@@ -73,7 +73,7 @@ def draw_sheet(out: Path, *, n_px: int = 128) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=92)
     plt.close(figure)
-    Image.open(buffer).convert("RGB").quantize(160).save(out, optimize=True)
+    Image.open(buffer).convert("RGB").save(out, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

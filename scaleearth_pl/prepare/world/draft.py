@@ -107,7 +107,7 @@ class Draft:
             width_m=width_m,
             length_m=width_m * float(rng.uniform(1.4, 3.2)),
             angle=float(rng.uniform(0, math.pi)),
-            rows_m=min(float(rng.uniform(0.6, 0.9)), width_m / 5),
+            rows_m=float(rng.uniform(0.6, 0.9)),
             seed=int(rng.integers(1 << 30)),
             inside=inside,
             kind="field" if inside is None else "garden",

@@ -1,7 +1,7 @@
 """Known factors of an image, for probes: what is texture, what is geometry, what is semantics.
 
-The paper's Figure 11 regresses such factors on single ranks. Here they are exact: texture from the delivered pixels, geometry and
-semantics from the scene. All are plain numbers, rounded to four digits; every image has all of them.
+The paper's Figure 11 regresses such factors on single ranks. Here they are exact: texture from the delivered pixels,
+geometry and semantics from the scene. All are plain numbers, rounded to four digits; every image has all of them.
 """
 
 import math

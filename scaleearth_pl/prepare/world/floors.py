@@ -2,8 +2,8 @@
 
     majority        the commonest answer of the type, in the evaluated split itself
     question        the commonest answer to exactly this question in train
-    question + GSD  the same among train's nearest questions on the log10 GSD axis; the number of neighbours is chosen on the evaluated
-                    split, in favour of the floor
+    question + GSD  the same among train's nearest questions on the log10 GSD axis; how many neighbours are asked is
+                    chosen on the evaluated split, in favour of the floor
 
 `answerable` is the share of questions that question and GSD decide: nine of ten neighbours agree, and they are right.
 """
@@ -30,7 +30,9 @@ class Asked:
 
 
 def floors(train: Sequence[Asked], test: Sequence[Asked]) -> dict[str, dict[str, float]]:
-    """Floors by family, and for all questions under "overall"; each with n, majority, question, question_gsd, answerable."""
+    """Floors by family, and for all questions under "overall"; each with n, majority, question, question_gsd,
+    answerable.
+    """
     by_text: dict[str, list[Asked]] = defaultdict(list)
     by_type: dict[str, list[Asked]] = defaultdict(list)
     for row in train:

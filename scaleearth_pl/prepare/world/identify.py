@@ -46,7 +46,9 @@ def candidate(sight: Sight, kind: str, question: str, answer: str, about: str) -
 
 
 def land_cover(sight: Sight, image_id: str) -> Iterator[Candidate]:
-    """The commonest cover, where it is clear; a town seen from afar is one cover, from near it is what it consists of."""
+    """The commonest cover, where it is clear; a town seen from afar is one cover, from near it is what it consists
+    of.
+    """
     shares = dict(sight.cover_share)
     if sight.view.gsd_m >= 1.0:
         town = sight.share_of_kind("town")

@@ -10,6 +10,8 @@ from scaleearth_pl.prepare.world.scene import COVER, Blob, Mosaic, Ribbon, Scene
 from scaleearth_pl.prepare.world.texture import Surface
 
 TRAMLINE_M, WHEEL_M, GAUGE_M = 24.0, 0.5, 1.8
+LEAST_ROWS = 4.0
+"""Parcels with fewer rows than this are beds without rows."""
 TREE_CELL_M = 26.0
 TREE_COVER = math.pi * 3.25**2 / TREE_CELL_M**2
 """Share of a cell that its tree covers, in the mean."""
@@ -47,11 +49,11 @@ def plant_rows(canvas: Canvas, mosaic: Mosaic, v: F32) -> F32:
     c, s = abs(math.cos(mosaic.angle)), abs(math.sin(mosaic.angle))
     ratio = canvas.step / mosaic.rows_m
     rows = np.zeros_like(v)
-    if ratio < 1:
+    if ratio < 1 and mosaic.width_m > LEAST_ROWS * mosaic.rows_m:
         rows = np.cos(v * np.float32(2 * math.pi / mosaic.rows_m)) * np.float32(np.sinc(ratio * c) * np.sinc(ratio * s))
     if mosaic.width_m > 2 * TRAMLINE_M and canvas.step < WHEEL_M * 4:
         middle = np.abs(v - TRAMLINE_M * np.round(v / np.float32(TRAMLINE_M)))
-        rows -= 2.5 * canvas.band(middle - GAUGE_M / 2, -WHEEL_M / 2, WHEEL_M / 2)
+        rows -= 2.5 * canvas.band(middle - np.float32(GAUGE_M / 2), -WHEEL_M / 2, WHEEL_M / 2)
     elif mosaic.width_m > 2 * TRAMLINE_M:
         rows -= np.float32(2.5 * 2 * WHEEL_M / TRAMLINE_M)
     return rows
@@ -124,7 +126,8 @@ def paint_lake(canvas: Canvas, blob: Blob, bank: Colour) -> None:
     window = canvas.window(blob.x_m, blob.y_m, 1.1 * blob.reach_m)
     if window is not None:
         distance = blob_distance(window, blob)
-        canvas.paint(window, 0.7 * canvas.coverage(distance - np.float32(0.02 * blob.length_m)), bank)
+        dry = canvas.cover_NN[window.rows, window.columns] != COVER["water"]
+        canvas.paint(window, 0.7 * dry * canvas.coverage(distance - np.float32(0.02 * blob.length_m)), bank)
         canvas.paint(window, canvas.coverage(distance), palette.WATER["lake"], cover=COVER["water"], code=blob.code)
         deep = np.clip(-distance / np.float32(0.2 * blob.length_m), 0, 1)
         canvas.paint(window, 0.4 * deep, (18, 40, 58))
@@ -143,21 +146,24 @@ def paint_island(canvas: Canvas, blob: Blob) -> None:
 
 
 def paint_water_band(canvas: Canvas, ribbon: Ribbon, bank: Colour) -> None:
-    """A river between its banks, or the sea beyond its shore."""
+    """A river between its banks, where no larger water is, or the sea beyond its shore."""
     window = canvas.everything()
     distance = ribbon.signed_distance(*window.rotated(ribbon.angle))
     low, high = ribbon.low_m, ribbon.high_m
     cover, code = COVER["water"], ribbon.code
     if ribbon.kind == "river":
         rim = 0.14 * ribbon.width_m
-        canvas.paint(window, 0.6 * canvas.band(distance, low - rim, high + rim), bank)
-        canvas.paint(window, canvas.band(distance, low, high), palette.WATER["river"], cover=cover, code=code)
+        dry = canvas.cover_NN != COVER["water"]
+        water = dry * canvas.band(distance, low, high)
+        canvas.paint(window, 0.6 * dry * canvas.band(distance, low - rim, high + rim), bank)
+        canvas.paint(window, water, palette.WATER["river"], cover=cover, code=code)
         deep = np.clip(1 - np.abs(distance) / np.float32(0.5 * ribbon.width_m), 0, 1)
-        canvas.paint(window, 0.35 * deep * canvas.band(distance, low, high), (30, 48, 58))
+        canvas.paint(window, 0.35 * deep * water, (30, 48, 58))
         return
     sea = canvas.band(distance, low, high)
     canvas.paint(window, sea, palette.WATER["sea"], cover=cover, code=code)
-    canvas.paint(window, sea * 0.55 * np.exp(-np.abs(distance) / 45), (92, 150, 152))
+    shallow: F32 = (0.55 * sea * np.exp(-np.abs(distance) / 45)).astype(np.float32)
+    canvas.paint(window, shallow, (92, 150, 152))
     for line in (0.5, 11.0):
         canvas.paint(window, 0.7 * canvas.band(distance, line, line + 2.0), (226, 232, 232))
 

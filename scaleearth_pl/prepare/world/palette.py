@@ -56,14 +56,13 @@ LAWN: Colour = (98, 122, 66)
 ISLAND: Colour = (96, 112, 64)
 CROWN: Colour = (62, 88, 46)
 
-GRAIN_OF_COVER: F32 = np.array(
+TEXTURE_OF_COVER: F32 = np.array(
     [
-        {"snow": 0.35, "water": 0.0, "trees": 0.5, "sand": 0.6, "road": 0.3, "roof": 0.2, "town": 0.5, "car": 0.0}.get(
+        {"field": 1.2, "snow": 0.8, "water": 0.6, "trees": 0.6, "road": 0.5, "roof": 0.5, "town": 0.6, "car": 0.0}.get(
             name, 1.0
         )
         for name in COVERS
     ],
     np.float32,
 )
-"""Share of the ground's texture that a cover shows."""
-RIPPLES_OF_COVER: F32 = np.array([float(name == "water") for name in COVERS], np.float32)
+"""Share of the place's texture that a cover shows."""

@@ -1,10 +1,11 @@
 """Which places, which GSDs, where the camera points: everything that is decided before anything is drawn.
 
-Tiers come in turn and GSDs log-uniform inside their tier, so every split holds equally many images of each tier to within a few. A
-place is seen three or four times, from different heights, with its centre in or near every view.
+Tiers come in turn and GSDs log-uniform inside their tier, so every split holds equally many images of each tier to
+within a few. A place is seen three or four times, from different heights, with its centre in or near every view.
 
-The size of a subject is drawn *in pixels*, log-uniform in [SMALLEST_PX, LARGEST_PX], for one of the place's own GSDs: a
-photographer frames what he finds. So knowing the GSD leaves a factor of twenty open, and knowing the pixels leaves three decades.
+The size of a subject is drawn *in pixels*, log-uniform in [SMALLEST_PX, LARGEST_PX], for one of the place's own GSDs:
+a photographer frames what he finds. So knowing the GSD leaves a factor of twenty open, and knowing the pixels leaves
+three decades.
 """
 
 import math
@@ -27,7 +28,8 @@ ONCE = ("beach", "town")
 """Nouns that a place has at most one of."""
 APART = 8.0
 """Ratio of sizes from which two things of one noun do not compete for being "the" lake."""
-SPLITS = {"train": 0, "val": 1, "test": 2}
+SPLITS = {"train": 0, "val": 1, "test": 2, "stage1": 3}
+"""Splits and their numbers in every seed; `stage1` gives the first stage regions of its own."""
 PLACES_PER_REGION = 8
 DEGREE_M = 111_320.0
 
@@ -66,7 +68,8 @@ class Place:
 
 def visits(n_images: int) -> list[tuple[int, int]]:
     """(first image, number of images) of every place: 3, 3, 4, 3, 3, 4, ... until `n_images` are reached."""
-    found, first = [], 0
+    found: list[tuple[int, int]] = []
+    first = 0
     while first < n_images:
         count = min(4 if len(found) % 3 == 2 else 3, n_images - first)
         found.append((first, count))
@@ -154,8 +157,8 @@ def coordinates(rng: np.random.Generator, split: str, region: int) -> tuple[floa
 def aim(rng: np.random.Generator, place: Place, number: int, n_px: int) -> View:
     """The camera of the `number`-th image: at one of the subjects that suit its GSD, with jitter in pixels.
 
-    A subject of s pixels may lie anywhere in view where all of it, or both of its banks, are seen. The choice looks at sizes in
-    pixels only, so on self-similar places it is no cue.
+    A subject of s pixels may lie anywhere in view where all of it, or both of its banks, are seen. The choice looks
+    at sizes in pixels only, so on self-similar places it is no cue.
     """
     gsd_m = place.gsds_m[number]
     fits = [s for s in place.scene.subjects if SMALLEST_PX <= s.size_m / gsd_m <= LARGEST_PX]

@@ -6,8 +6,8 @@ Three families:
 - *discriminative*: two claims that would both be plausible at this GSD; the pixels decide.
 - *identification*: what is there; the image alone decides.
 
-Every candidate carries its *cell*, within which answers must be balanced: what is asked, about what, at about which GSD. The
-extent of the image is never asked: it is GSD times pixels, and proves nothing.
+Every candidate carries its *cell*, within which answers must be balanced: what is asked, about what, at about which
+GSD. The extent of the image is never asked: it is GSD times pixels, and proves nothing.
 """
 
 import math

@@ -129,4 +129,4 @@ def expose(picture: Picture, rng: np.random.Generator, *, noise_levels: float) -
     contrast = rng.uniform(0.85, 1.1)
     levels = ((picture.levels_PPC - 110) * contrast + 110) * gain.astype(np.float32) + np.float32(haze)
     levels += rng.standard_normal(levels.shape, dtype=np.float32) * np.float32(noise_levels)
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(levels), 0, 255), np.uint8)

@@ -5,8 +5,8 @@
     Ribbon   what lies between two parallels of a wandering line: road, river, beach, sea
     Building a box with a roof and a height
 
-x points east and y south, both in metres from the place's centre. Every object has a `code`, which the renderer leaves on the
-samples where it is on top, and from which the questions learn what is visible.
+x points east and y south, both in metres from the place's centre. Every object has a `code`, which the renderer
+leaves on the samples where it is on top, and from which the questions learn what is visible.
 """
 
 import math
@@ -25,7 +25,9 @@ COVER = {name: i for i, name in enumerate(COVERS)}
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """Ellipse with a wobbling rim: radius(t) = 1 + sum_k c_k cos kt + s_k sin kt, k = 2..5, in units of the half axes."""
+    """Ellipse with a wobbling rim: radius(t) = 1 + sum_k c_k cos kt + s_k sin kt, k = 2..5, in units of the half
+    axes.
+    """
 
     code: int
     kind: str
@@ -162,7 +164,9 @@ class Building:
 
 @dataclass(frozen=True, kw_only=True)
 class Mosaic:
-    """Parcels `width_m` wide in strips, `length_m` long along them, each strip shifted; rows of plants along the strips."""
+    """Parcels `width_m` wide in strips, `length_m` long along them, each strip shifted; rows of plants along the
+    strips.
+    """
 
     code: int
     width_m: float

@@ -1,8 +1,8 @@
 """What a landscape has anyway: its ground before the subjects are placed, and the surroundings after.
 
-Surroundings lie away from the centre, and are left out for nouns that are in focus, so that "the river" stays the only one that
-counts. They have the sizes of our world (roads of 5 to 9 m, houses of 9 to 15 m, villages of 200 to 500 m) and so are scale
-cues.
+Surroundings lie away from the centre, and are left out for nouns that are in focus, so that "the river" stays the
+only one that counts. They have the sizes of our world (roads of 5 to 9 m, houses of 9 to 15 m, villages of 200 to 500
+m) and so are scale cues.
 """
 
 import math
@@ -19,13 +19,12 @@ HALF_PLACE_M = 4200.0
 
 def ground(draft: Draft, focus: Sequence[tuple[str, float]]) -> None:
     """Lays the unbounded things: parcels, sea and beach, the city."""
-    sizes: dict[str, float] = dict(focus)
     rng = draft.rng
     if ARCHETYPES[draft.label].base == "field":
-        width = sizes.get("field", 0.0)
-        draft.things.append(draft.mosaic(width if width >= GARDEN_BELOW_M else float(rng.uniform(60, 260)), None))
+        asked = max((size_m for noun, size_m in focus if noun == "field"), default=0.0)
+        draft.things.append(draft.mosaic(asked if asked >= GARDEN_BELOW_M else float(rng.uniform(90, 190)), None))
     if draft.label == "coast":
-        shore(draft, sizes.get("beach", float(10 ** rng.uniform(0.7, 1.8))))
+        shore(draft, dict(focus).get("beach", float(10 ** rng.uniform(0.7, 1.8))))
     if draft.label == "city":
         size = float(rng.uniform(2500, 6500))
         turn, away = rng.uniform(0, 2 * math.pi), size * rng.uniform(0.05, 0.3)
@@ -36,9 +35,10 @@ def shore(draft: Draft, beach_m: float) -> None:
     """Sea beyond a line that bends at every scale, and a beach of constant width before it."""
     rng = draft.rng
     angle = float(rng.uniform(0, 2 * math.pi))
-    offset = beach_m * float(rng.uniform(1.5, 2.5))
     lengths = [60 * 4**k * rng.uniform(0.7, 1.4) for k in range(5) if 60 * 4**k > 4 * beach_m]
     bends = tuple((float(0.035 * x), float(x), float(rng.uniform(0, 6.28))) for x in lengths)
+    # Whatever the bends do, the shore passes the centre at about two widths of the beach.
+    offset = beach_m * float(rng.uniform(1.5, 2.5)) - sum(a * math.sin(p) for a, _, p in bends)
     for kind, low, high in (("sea", 0.0, 1e5), ("beach", -beach_m, 0.0)):
         draft.things.append(
             Ribbon(code=draft.code(), kind=kind, angle=angle, offset_m=offset, low_m=low, high_m=high, bends=bends)

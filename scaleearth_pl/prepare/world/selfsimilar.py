@@ -1,9 +1,9 @@
 """Places without any scale: zoomed by any factor they look the same, statistically.
 
-Open sea, bare soil, snow, uniform crop. Ground texture is a self-similar wave field; lakes (islands in the sea)
-come in a geometric series of sizes with random phase, each as far from the centre as it is long; rivers likewise. Nothing has a
-size of its own: no cars, no trees, no banks of so many metres. The picture then says how many *pixels* wide a river is,
-only metadata says how many metres, and SSE-U has to admit that it does not know.
+Open sea, bare soil, snow, uniform crop. Ground texture is a self-similar wave field; lakes (islands in the sea) come
+in a geometric series of sizes with random phase, each as far from the centre as it is long; rivers likewise. Nothing
+has a size of its own: no cars, no trees, no banks of so many metres. The picture then says how many *pixels* wide a
+river is, only metadata says how many metres, and SSE-U has to admit that it does not know.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,9 @@ from scaleearth_pl.prepare.world.subjects import PLACERS
 
 BASES = {"open sea": "water", "bare soil": "soil", "snow": "snow", "uniform crop": "field"}
 SMALLEST_M, LARGEST_M = 1e-5, 4e5
-"""Sizes of the series. Three decades below the smallest pixel and half a decade above the largest footprint: finding room for a
-thing depends on its smaller neighbours, and the series must have forgotten its beginning before it is seen."""
+"""Sizes of the series. Three decades below the smallest pixel and half a decade above the largest footprint: finding
+room for a thing depends on its smaller neighbours, and the series must have forgotten its beginning before it is
+seen."""
 
 
 def compose_self_similar(rng: np.random.Generator, label: str) -> Scene:

@@ -2,11 +2,11 @@
 
 The renderer leaves on every sample the object and the cover on top, where it covers more than half of the sample. So
 
-- a cover or object is *present* if it shows on at least `PRESENT` of the samples, *absent* if it shows on none and no object that has
-  it comes near the footprint; between the two nothing is asked;
-- a subject is *measured* if it is between SMALLEST_PX and LARGEST_PX pixels in its asked dimension, shows as a whole (ribbons: both
-  banks and most of a crossing; fields: on a quarter of the image) and no rival of its noun shows a quarter as much: then
-  "the river" is one river, and a person with the GSD and a ruler can say how wide.
+- a cover or object is *present* if it shows on at least `PRESENT` of the samples, *absent* if it shows on none and no
+  object that has it comes near the footprint; between the two nothing is asked;
+- a subject is *measured* if it is between SMALLEST_PX and LARGEST_PX pixels in its asked dimension, shows as a whole
+  (ribbons: both banks and most of a crossing; fields: on a quarter of the image) and no rival of its noun shows a
+  quarter as much: then "the river" is one river, and a person with the GSD and a ruler can say how wide.
 """
 
 import math
@@ -102,8 +102,8 @@ def shows_enough(thing: Thing, picture: Picture, seen: float, size_px: float) ->
 
 def both_banks(ribbon: Ribbon, view: View) -> bool:
     """Whether at least a twentieth of the footprint lies beyond either edge."""
-    axis = (np.arange(24, dtype=np.float32) / 23 - 0.5) * np.float32(view.footprint_m)
-    x, y = axis[None] + np.float32(view.x_m), axis[:, None] + np.float32(view.y_m)
+    axis = np.linspace(-0.5, 0.5, 24) * view.footprint_m
+    x, y = (axis[None] + view.x_m).astype(np.float32), (axis[:, None] + view.y_m).astype(np.float32)
     c, s = np.float32(math.cos(ribbon.angle)), np.float32(math.sin(ribbon.angle))
     distance = ribbon.signed_distance(x * c + y * s, y * c - x * s)
     return bool(np.mean(distance < ribbon.low_m) > 0.05 and np.mean(distance > ribbon.high_m) > 0.05)

@@ -1,17 +1,17 @@
 """One placer for every noun: finds room for a thing of a given size near the centre and makes it a subject.
 
-Water goes around roofs; roofs go beside roads and water; woods and towns may be crossed by anything, because the painting order
-puts water over woods and roads over water. A noun that finds no room is left out.
+Water goes around roofs; roofs go beside roads and water; woods and towns may be crossed by anything, because the
+painting order puts water over woods and roads over water. A noun that finds no room is left out.
 """
 
 import math
 from collections.abc import Callable
 
 from scaleearth_pl.prepare.world.draft import NEGLIGIBLE, TRIES, Draft, gap
-from scaleearth_pl.prepare.world.scene import Blob, Building, Mosaic, Ribbon, Subject, Thing
+from scaleearth_pl.prepare.world.scene import Blob, Building, Mosaic, Ribbon, Subject, Thing, Town
 
 GARDEN_BELOW_M = 25.0
-"""Parcels narrower than this lie in a garden of limited size instead of covering the land."""
+"""Parcels narrower than this never cover the land; they lie in a plot of limited size."""
 WATER = ("river", "lake", "sea", "beach", "island")
 SOLID = ("roof", "lake", "river", "garden", "sea", "beach", "island")
 
@@ -83,10 +83,10 @@ def blocks(ribbon: Ribbon, thing: Thing) -> bool:
 
 
 def place_field(draft: Draft, size_m: float) -> None:
-    """Garden beds in a plot of a dozen widths; wide parcels are the ground itself (`scenery.ground`)."""
+    """A plot of a dozen strips; on farmland wide parcels are the ground itself (`scenery.ground`)."""
     grounds = [t for t in draft.things if isinstance(t, Mosaic) and t.inside is None]
-    if size_m >= GARDEN_BELOW_M:
-        if grounds:
+    if grounds and size_m >= GARDEN_BELOW_M:
+        if grounds[0].width_m == size_m:
             add_subject(draft, "field", size_m, grounds[0], 0.0, 0.0)
         return
     extent = 22 * size_m
@@ -106,7 +106,8 @@ def place_beach(draft: Draft, size_m: float) -> None:
 
 def add_subject(draft: Draft, noun: str, size_m: float, thing: Thing, x_m: float, y_m: float) -> None:
     """Registers a thing as one that may be asked about."""
-    area = thing.area_m2 if isinstance(thing, Blob) else thing.blob.area_m2 if noun == "town" else None  # type: ignore[union-attr]
+    body = thing.blob if isinstance(thing, Town) else thing
+    area = body.area_m2 if isinstance(body, Blob) else None
     draft.subjects.append(Subject(noun=noun, size_m=size_m, area_m2=area, thing=thing, x_m=x_m, y_m=y_m))
 
 

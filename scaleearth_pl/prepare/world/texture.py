@@ -1,8 +1,12 @@
-"""Texture of ground, water and canopy: waves around the wavelengths that such surfaces have.
+"""Texture of ground, water and canopy: what betrays the scale of a place that has one.
 
-Tufts of 0.3 m, clumps of 2 m, moisture of 100 m, hills of 0.7 and 2.6 km (lit from one side), ripples and swell, crowns of 7 m,
-stands of 130 m: at any GSD some of them are seen, and which ones tells the scale. Self-similar places have none of
-them. Heights are in levels of 255.
+Every wavelength has its own cause, and so its own colour: tufts and gravel of 0.1 m are light and shade, plants and
+gaps of 1 m green and grey, moisture over 10 m ochre and blue, soil over 100 m red and green, haze in valleys of 1 km
+blue. In which direction of colour space neighbouring pixels differ therefore tells the GSD. Hills of 0.7 and 2.6 km are
+lit from one side; crowns are 7 m wide, stands 130 m. Self-similar places have one colour for all wavelengths. Heights
+are in levels of 255.
+
+The price: on Earth the cue is subtler. Here it has to be learnt by a tiny model from two thousand images.
 """
 
 from dataclasses import dataclass
@@ -11,47 +15,53 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from scaleearth_pl.prepare.world.canvas import F32, Canvas, Window, cell_hash, unit
-from scaleearth_pl.prepare.world.palette import GRAIN_OF_COVER, RIPPLES_OF_COVER
+from scaleearth_pl.prepare.world.palette import TEXTURE_OF_COVER
 from scaleearth_pl.prepare.world.scene import Scene
-from scaleearth_pl.prepare.world.waves import Waves
+from scaleearth_pl.prepare.world.waves import F64, Waves
 
 CROWN_CELL_M = 7.5
 CROWN_HEIGHT = 44.0
-TINT = np.array([1.0, 0.1, -0.5], np.float32)
-"""Direction of the ground's second texture: dry (ochre) against moist (green)."""
+CAUSES: dict[float, tuple[float, float, float]] = {
+    -1.2: (1.0, 1.0, 0.9),
+    0.0: (0.1, 1.2, 0.2),
+    1.0: (1.2, 0.2, -0.8),
+    2.0: (1.2, -0.6, 0.1),
+    3.0: (0.1, 0.3, 1.3),
+    3.8: (0.6, 0.8, 1.0),
+}
+"""log10 of a wavelength in metres, and the colour in which the ground varies at it; between them interpolated."""
+GROUND_HEIGHT = 4.0
+DRY = (1.0, 0.1, -0.5)
 
 
 @dataclass(frozen=True)
 class Textures:
-    """The wave fields of one place."""
+    """The wave fields of one place; `ground` has three colours, the others are grey."""
 
-    light: Waves
-    tint: Waves
-    ripples: Waves
+    ground: Waves
     stands: Waves
     crowns: Waves
+
+
+def cause_of(length_K: F64) -> F64:
+    """Colour [3, K] of the texture at wavelengths in metres."""
+    at = np.log10(length_K)
+    anchors = list(CAUSES)
+    return np.stack([np.interp(at, anchors, [colour[c] for colour in CAUSES.values()]) for c in range(3)])
 
 
 def textures_of(scene: Scene) -> Textures:
     """The fields, from the scene's seed."""
     rng = np.random.default_rng([scene.seed, 1])
     if not scene.has_scale_cue:
-        field, tint = (Waves.self_similar(rng, 0.02, 2e5) for _ in range(2))
-        return Textures(field.times(5), tint.times(2.5), field.times(4), field.times(4), field)
-    bump, sun = Waves.bump, scene.sun
-    strong = float(rng.uniform(0.8, 1.2))
-    light = (
-        bump(rng, 0.3, n=44, spread=0.3).times(7)
-        + bump(rng, 2.2, n=32, spread=0.28).times(4)
-        + bump(rng, 22).times(2.5)
-        + bump(rng, 700, n=28, spread=0.3).lit(*sun).times(9)
-        + bump(rng, 2600, n=28).lit(*sun).times(6)
-    )
-    tint = bump(rng, 2.0, n=32).times(4) + bump(rng, 100, n=32, spread=0.3).times(4.5)
-    ripples = bump(rng, 1.1).times(3.5) + bump(rng, 11).times(2) + bump(rng, 65).times(3) + bump(rng, 900).times(4)
-    stands = bump(rng, 130).times(6) + bump(rng, 700, n=28, spread=0.3).lit(*sun).times(7)
-    crowns = bump(rng, CROWN_CELL_M, spread=0.12)
-    return Textures(light.times(strong), tint.times(strong), ripples.times(strong), stands, crowns)
+        light, dry = (Waves.self_similar(rng, 0.02, 2e5, per_octave=n) for n in (14, 8))
+        ground = light.times(4.5, 4.5, 4.5) + dry.times(*(2.5 * c for c in DRY))
+        return Textures(ground, light, light)
+    sun, strong = scene.sun, GROUND_HEIGHT * float(rng.uniform(0.8, 1.2))
+    hills = Waves.bump(rng, 700, n=28, spread=0.3).times(7.0) + Waves.bump(rng, 2600, n=28).times(5.0)
+    ground = Waves.series(rng, 0.05, 9000, cause_of).times(strong, strong, strong)
+    stands = Waves.bump(rng, 130).times(5.0) + Waves.bump(rng, 700, n=28, spread=0.3).lit(*sun).times(6.0)
+    return Textures(ground + hills.lit(*sun).times(1.0, 1.0, 1.0), stands, Waves.bump(rng, CROWN_CELL_M, spread=0.12))
 
 
 class Surface:
@@ -72,19 +82,13 @@ class Surface:
         return stands + (crowns - np.float32(mean_deviation[0])) * np.float32(CROWN_HEIGHT)
 
     def apply(self) -> None:
-        """Adds ground and water texture to everything painted, weighted by cover."""
-        rgb, cover = self.canvas.rgb_CNN, self.canvas.cover_NN
-        wet = RIPPLES_OF_COVER[cover]
-        if not wet.all():
-            grain = GRAIN_OF_COVER[cover]
-            light, tint = self._sample(self.textures.light), self._sample(self.textures.tint)
-            for channel in range(3):
-                rgb[channel] += grain * (light + TINT[channel] * tint)
-        if wet.any():
-            rgb += wet * self._sample(self.textures.ripples)
+        """Adds the texture to everything painted, weighted by cover."""
+        field = self.textures.ground.sample(self.canvas.x_N, self.canvas.y_N, self.canvas.step)
+        self.canvas.rgb_CNN += TEXTURE_OF_COVER[self.canvas.cover_NN] * field
 
     def _sample(self, waves: Waves) -> F32:
-        return waves.sample(self.canvas.x_N, self.canvas.y_N, self.canvas.step)
+        grey: F32 = waves.sample(self.canvas.x_N, self.canvas.y_N, self.canvas.step)[0]
+        return grey
 
 
 def crown_light(window: Window, sun: tuple[float, float], seed: int) -> F32:

@@ -1,7 +1,7 @@
 """A town is a function of the ground point: a thousand houses cost as much as one.
 
-Street grid, lot, house, garden tree and parked car all follow from the hash of the cell that a point lies in. Where a house
-is much smaller than a pixel, the town is its own mean colour, measured once on the same function.
+Street grid, lot, house, garden tree and parked car all follow from the hash of the cell that a point lies in. Where a
+house is much smaller than a pixel, the town is its own mean colour, measured once on the same function.
 """
 
 import math
@@ -15,7 +15,7 @@ from scaleearth_pl.prepare.world.built import CAR_BREADTH_M, CARS_BELOW_M, box_d
 from scaleearth_pl.prepare.world.canvas import F32, Canvas, Colour, cell_hash, covered, unit
 from scaleearth_pl.prepare.world.land import blob_distance
 from scaleearth_pl.prepare.world.nouns import CAR_M
-from scaleearth_pl.prepare.world.scene import COVER, Scene, Town
+from scaleearth_pl.prepare.world.scene import COVER, Blob, Scene, Town
 
 LOTS_BELOW_M = 9.0
 """GSD up to which houses are painted; above, a town is its mean colour, varied by block."""
@@ -53,16 +53,19 @@ def turned(angle: float) -> NDArray[np.float64]:
 
 
 def blocks(canvas: Canvas, town: Town, u: F32, v: F32) -> F32:
-    """Town from afar [3, H, W]: its mean, and brightness that varies by block as far as blocks are seen."""
+    """Town from afar [3, H, W]: its mean, with brightness and parks that vary by block."""
     word = cell_hash(np.floor(u / np.float32(town.block_m[0])), np.floor(v / np.float32(town.block_m[1])), town.seed)
-    variety = 44 * min(1.0, (town.block_m[1] / canvas.step) ** 2 / 9)
-    light = np.float32(variety) * (unit(word, 0) - np.float32(0.498))
     shape = (round(town.block_m[0]), round(town.block_m[1]), round(town.street_m), town.lots, round(town.built, 1))
-    colour: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + light
+    colour: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + block_light(word)
     parks = parks_of(word)
     seen = np.float32(min(1.0, town.block_m[1] / (3 * canvas.step)))
     lawn = np.array(palette.LAWN, np.float32)[:, None, None]
     return colour + (seen * parks + (1 - seen) * PARK_SHARE) * (lawn - colour)
+
+
+def block_light(word: NDArray[np.uint32]) -> F32:
+    """Brightness that a block has on top of its houses', from the block's hash."""
+    return np.float32(22) * (unit(word, 0) - np.float32(0.498))
 
 
 def parks_of(word: NDArray[np.uint32]) -> F32:
@@ -90,7 +93,8 @@ def lots(
     column, row = np.floor((p - street) / wide), np.floor((q - street) / deep)
     word = cell_hash(i * 8 + column, j * 4 + row, town.seed)
     x, y = p - street - (column + 0.5) * wide, q - street - (row + 0.5) * deep
-    green = parks_of(cell_hash(i, j, town.seed)) if with_parks else np.zeros_like(u)
+    block = cell_hash(i, j, town.seed)
+    green = parks_of(block) if with_parks else np.zeros_like(u)
     side = np.float32(math.sqrt(town.built) / 2) * (1 - green) - 99 * green
     half_x = wide * side * (0.78 + 0.22 * unit(word, 0))
     half_y = deep * side * (0.7 + 0.3 * unit(word, 1))
@@ -109,9 +113,10 @@ def lots(
     colour += roof * (np.moveaxis(tint, -1, 0) + gable - colour)
     asphalt = covered(np.minimum(p, q) - street, step)
     colour += asphalt * (np.array(palette.ASPHALT, np.float32)[:, None, None] - colour)
+    colour += block_light(block)
     cover = np.where(roof > 0.5, COVER["roof"], COVER["town" if dense else "grass"])
     cover = np.where(asphalt > 0.5, COVER["road"], cover).astype(np.uint8)
-    if 2 * step <= CARS_BELOW_M:
+    if step <= CARS_BELOW_M / 2:
         park(colour, cover, u, q, p > street, town, step)
     return colour, cover
 
@@ -149,8 +154,6 @@ def park(
 @lru_cache(maxsize=512)
 def mean_colour(block_u: int, block_v: int, street: int, n_lots: int, built: float) -> Colour:
     """Mean of `lots` over many blocks, for a town with these (rounded) measures."""
-    from scaleearth_pl.prepare.world.scene import Blob
-
     nowhere = Blob(code=0, kind="town", x_m=0, y_m=0, half_m=(1, 1), angle=0, wobble=())
     town = Town(blob=nowhere, block_m=(block_u, block_v), street_m=street, lots=n_lots, built=built, angle=0, seed=1)
     axis = (np.arange(200) * 2.7).astype(np.float32)

@@ -9,6 +9,7 @@ A checkpoint is taken after every `every_n_steps` optimizer steps, and where tra
 """
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from scaleearth_pl.training.callbacks.numbers import Numbers
 from scaleearth_pl.training.checkpoint_io import SUFFIX, checkpoints_by_step
 
 log = logging.getLogger(__name__)
+
+_OURS = re.compile(r"step=\d{8}\.ckpt")
 
 
 class Checkpoints(Checkpoint):
@@ -106,7 +109,7 @@ def validation_follows(trainer: pl.Trainer) -> bool:
 
 def prune(folder: Path, *, keep: int, step: int) -> None:
     """Deletes checkpoints but the newest `keep` up to `step`; what claims a later step is no concern of ours."""
-    older = [path for recorded, path in checkpoints_by_step(folder) if recorded <= step]
+    older = [path for recorded, path in checkpoints_by_step(folder) if recorded <= step and _OURS.fullmatch(path.name)]
     for path in older[:-keep]:
         log.debug("removing %s", path)
         if path.is_dir():

@@ -69,7 +69,7 @@ class Preflight(Callback):
     ) -> dict[str, str]:
         model, trainer = module.model, module.trainer
         total = sum(p.numel() for p in model.parameters())
-        checkpointing = bool(getattr(model.backbone, "is_activation_checkpointing", False))
+        checkpointing = bool(model.backbone.is_activation_checkpointing) and model.backbone.training
         peak = preflight.predicted_peak_bytes(model, tokens, checkpointing=checkpointing)
         return {
             "stage": type(module).__name__,

@@ -160,20 +160,27 @@ class StopSignals(Checkpoint):
         launched = getattr(strategy.launcher, "procs", [])
         # Lightning polls its children every five seconds and kills all, itself included, with SIGKILL. Without its
         # list it stops; the watch polls them instead, and leaves with a status that tells.
-        self._children, _ = self._children or list(launched), launched.clear()
-        host = getattr(strategy, "cluster_environment", None)
-        address = (host.main_address if host is not None else "127.0.0.1", 0)
-        limits = {"silence_s": self.silence_s, "grace_s": self.grace_s}
-        if rank == 0:
-            watch = PeerWatch(rank=0, world_size=trainer.world_size, address=address, children=self._children, **limits)
-            strategy.broadcast(watch.port)
-        else:
-            port = int(strategy.broadcast(0))
-            watch = PeerWatch(rank=rank, world_size=trainer.world_size, address=(address[0], port), **limits)
+        self._children = self._children or list(launched)
+        launched.clear()
+        environment = getattr(strategy, "cluster_environment", None)
+        host = "127.0.0.1" if environment is None else environment.main_address
+        watch = None if rank else self._new_watch(trainer, host, 0)
+        port = int(strategy.broadcast(0 if watch is None else watch.port))
+        watch = watch or self._new_watch(trainer, host, port)
         if trainer.world_size > 1 and dist.get_backend() != "gloo" and self._group is None:
             self._group = dist.new_group(backend="gloo")
         watch.start()
         return watch
+
+    def _new_watch(self, trainer: pl.Trainer, host: str, port: int) -> PeerWatch:
+        return PeerWatch(
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            address=(host, port),
+            children=self._children,
+            silence_s=self.silence_s,
+            grace_s=self.grace_s,
+        )
 
     def _give_back(self, *, keep_watch: bool) -> None:
         if self.watch is not None and not keep_watch:

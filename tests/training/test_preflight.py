@@ -1,0 +1,176 @@
+"""Preflight stops what would spoil a run, names the remedy, and leaves no trace in a run that is sound."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fakes.runs import bits_of, fit, make_data, tiny_hf, tiny_model
+
+from scaleearth_pl.core.batch import TreeBatch
+from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, PreflightError
+from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training import preflight
+from scaleearth_pl.training.callbacks.preflight import Preflight
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def batch(fake_corpus: Path) -> TreeBatch:
+    return make_data(fake_corpus).step_batch(0).micro[0]
+
+
+@pytest.fixture
+def model(fake_corpus: Path) -> ScaleEarth:
+    """At its start: B = 0."""
+    return tiny_model(fake_corpus, noise=0.0)
+
+
+def test_a_sound_run_passes_and_nothing_is_left_behind(model: ScaleEarth, batch: TreeBatch) -> None:
+    before, generator = bits_of(model), torch.get_rng_state()
+    assert preflight.check_tokens(model, batch) == int(batch.supervised_T.sum())
+    trained = preflight.check_base_frozen(
+        model, [model.adapter_parameters(), model.gate_parameters(), model.gsd_head.parameters()]
+    )
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert preflight.check_adapter_gradients(model, batch) == 28
+    preflight.check_head_gradients(model, batch)
+    assert all(bits.equal(before[name]) for name, bits in bits_of(model).items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.get_rng_state().equal(generator)
+
+
+def test_b_is_restored_even_after_an_error(model: ScaleEarth) -> None:
+    weights = [a.lora_B.weight for a in model.adapters.values()]
+    with pytest.raises(RuntimeError, match="stop"), preflight.perturbed(weights):
+        assert all(bool((w != 0).any()) for w in weights)
+        raise RuntimeError("stop")
+    assert all(bool((w == 0).all()) for w in weights)
+
+
+def test_token_outside_the_vocabulary(model: ScaleEarth, batch: TreeBatch) -> None:
+    ids = batch.input_ids_T.clone()
+    ids[-1] = 5000
+    with pytest.raises(PreflightError, match=r"vocabulary.*5000.*do not belong together"):
+        preflight.check_tokens(model, replace(batch, input_ids_T=ids))
+
+
+def test_image_tokens_that_do_not_match_features(model: ScaleEarth, batch: TreeBatch) -> None:
+    ids = batch.input_ids_T.clone()
+    ids[ids == model.backbone.config.image_token_id] = 20
+    with pytest.raises(PreflightError, match=r"do not match.*\(0, .*lengths cache"):
+        preflight.check_tokens(model, replace(batch, input_ids_T=ids))
+
+
+def test_nothing_supervised(model: ScaleEarth, batch: TreeBatch) -> None:
+    with pytest.raises(PreflightError, match=r"no supervised token.*answers of the corpus"):
+        preflight.check_tokens(model, batch.weightless())
+
+
+def test_a_base_parameter_left_trainable(model: ScaleEarth) -> None:
+    norm = model.backbone.model.language_model.norm.weight
+    norm.requires_grad_(True)
+    with pytest.raises(PreflightError, match=r"language_model\.norm\.weight.*freeze it"):
+        preflight.check_base_frozen(
+            model, [model.adapter_parameters(), model.gate_parameters(), model.gsd_head.parameters()]
+        )
+
+
+def test_an_adapter_that_takes_no_part(model: ScaleEarth, batch: TreeBatch) -> None:
+    block = model.backbone.model.language_model.layers[2].mlp
+    block.up_proj = block.up_proj.base
+    with pytest.raises(PreflightError, match=r"no gradient.*layers\.2\.mlp\.up_proj\.lora_B.*targets"):
+        preflight.check_adapter_gradients(model, batch)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_gate_that_is_always_shut(model: ScaleEarth, batch: TreeBatch) -> None:
+    """B gets nothing behind a closed gate; A and thresholds would not either."""
+    with torch.no_grad():
+        model.adapters["model.language_model.layers.1.self_attn.q_proj"].gate.thresholds.fill_(-1000.0)
+    with pytest.raises(PreflightError, match=r"layers\.1\.self_attn\.q_proj\.lora_B"):
+        preflight.check_adapter_gradients(model, batch)
+
+
+def test_a_loss_that_is_not_finite(model: ScaleEarth, batch: TreeBatch) -> None:
+    with torch.no_grad():
+        model.backbone.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(PreflightError, match=r"not finite.*'loss'"):
+        preflight.check_adapter_gradients(model, batch)
+
+
+def test_stage_1_wants_gradient_in_tower_and_llm(fake_corpus: Path, batch: TreeBatch) -> None:
+    model = tiny_model(fake_corpus, adapted=False)
+    preflight.check_full_gradients(model, batch)
+    assert all(p.grad is None for p in model.parameters())
+    model.vision_frozen = True
+    with pytest.raises(PreflightError, match=r"weights get no gradient.*'visual'"):
+        preflight.check_full_gradients(model, batch)
+
+
+@pytest.mark.parametrize("which", ["lora_A", "lora_B", "gate"])
+def test_an_adapter_left_frozen(model: ScaleEarth, batch: TreeBatch, which: str) -> None:
+    getattr(model.adapters["model.language_model.layers.3.mlp.down_proj"], which).requires_grad_(False)
+    if which == "gate":
+        assert preflight.check_adapter_gradients(model, batch) == 28  # a gate that does not learn is a baseline
+        return
+    with pytest.raises(PreflightError, match=rf"no gradient.*layers\.3\.mlp\.down_proj\.{which}"):
+        preflight.check_adapter_gradients(model, batch)
+
+
+@pytest.mark.parametrize("fault", ["frozen", "not finite"])
+def test_sse_u_without_gradient(model: ScaleEarth, batch: TreeBatch, fault: str) -> None:
+    with torch.no_grad():
+        if fault == "frozen":
+            model.gsd_head.requires_grad_(False)
+        else:
+            model.gsd_head.last.bias.fill_(float("inf"))
+    with pytest.raises(PreflightError, match=r"SSE-U.*gsd_head\."):
+        preflight.check_head_gradients(model, batch)
+
+
+def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from scaleearth_pl.training.callbacks import preflight as module
+
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
+    with pytest.raises(DiskSpaceError, match=r"not enough room.*0\.00 GB free.*free 0\.2 GB or set runs_dir"):
+        Preflight()._check_disk(tmp_path / "run")
+    monkeypatch.undo()
+    assert shutil.disk_usage(tmp_path).free > 0
+
+
+def test_a_vocabulary_that_does_not_fit_the_backbone(fake_corpus: Path) -> None:
+    """A tokenizer with more ids than the folder has rows is refused before any batch is made."""
+    ids = make_data(fake_corpus, tiny_vocab_size=1024).processor.token_ids
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        build_backbone(BackboneConfig(), token_ids=replace(ids, vocab_size=5000), source=str(tiny_hf(fake_corpus)))
+
+
+def test_a_run_is_checked_before_its_first_step(
+    fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback runs every check on the real module; the first failure stops the run with nothing trained."""
+    seen: list[str] = []
+    for name in ("check_tokens", "check_base_frozen", "check_adapter_gradients", "check_head_gradients"):
+        original = getattr(preflight, name)
+        monkeypatch.setattr(preflight, name, lambda *a, f=original, n=name: seen.append(n) or f(*a))
+    monkeypatch.setattr(preflight, "check_head_gradients", refuse)
+    with pytest.raises(PreflightError, match="as asked"):
+        fit("stage2", fake_corpus, tmp_path, steps=1)
+    assert seen == ["check_tokens", "check_base_frozen", "check_adapter_gradients"]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def refuse(*_: Any) -> None:
+    raise PreflightError("as asked")
+
+
+def test_a_foreign_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="only the stages of this package"):
+        Preflight().on_train_start(SimpleNamespace(default_root_dir=tmp_path), torch.nn.Module())  # type: ignore[arg-type]
