@@ -173,8 +173,9 @@ class LoRAWeight(KeepsDtype):
         `baddbmm_` because it takes [1, T, out] as it is: in place on a reshaped view, autograd would copy.
         """
         if y.ndim != 3 or x.dtype != y.dtype or torch.is_autocast_enabled(y.device.type):
-            return y + self(x).to(y.dtype)
-        total: Tensor = y.baddbmm_(x, self.weight.to(x.dtype).T.expand(len(x), -1, -1))
+            total: Tensor = y + self(x).to(y.dtype)
+        else:
+            total = y.baddbmm_(x, self.weight.to(x.dtype).T.expand(len(x), -1, -1))
         return total
 
 

@@ -105,7 +105,10 @@ class PeerWatch:
             return
         try:
             word = json.dumps({"rank": self.rank, "status": status, "reason": reason})
-            self.store.compare_set(_LEAVE, _ABSENT, word)
+            first = json.loads(self.store.compare_set(_LEAVE, _ABSENT, word))
+            if first["rank"] != self.rank and status == PeerLostError.exit_status:
+                # What this rank saw is only the echo of what the other one said.
+                self._deadline = (time.monotonic(), int(first["status"]), f"rank {first['rank']}: {first['reason']}")
             self.store.set(f"knows/{self.rank}", "1")
             if self.rank == 0:
                 self._wait_for("knows", 3.0)

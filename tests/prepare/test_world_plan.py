@@ -1,5 +1,6 @@
 """Places: tiers balanced, GSDs in range, regions apart, sizes that the GSD does not tell."""
 
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -48,31 +49,31 @@ def test_tiers_are_balanced_and_gsds_log_uniform():
 
 
 def test_regions_of_splits_are_further_apart_than_any_footprint():
-    lats = {split: [place(split, index).lat for index in range(0, 700, 23)] for split in SPLITS}
+    lats = {split: [place(split, index).lat for index in range(0, 700, 70)] for split in SPLITS}
     spans = sorted((min(v), max(v)) for v in lats.values())
-    for (_, below), (above, _) in zip(spans, spans[1:]):
+    for (_, below), (above, _) in itertools.pairwise(spans):
         assert (above - below) * 111_320 > 10 * 60 * 128
-    ids = {(place(split, index).region_id, split) for split in SPLITS for index in range(0, 100, 9)}
+    ids = {(place(split, index).region_id, split) for split in SPLITS for index in range(0, 40, 9)}
     assert len({region for region, _ in ids}) == len(ids)
 
 
 def test_cue_less_share_is_met_and_all_kinds_occur():
-    places = [place("train", index) for index in range(0, 240)]
+    places = [place("train", index) for index in range(100)]
     cue_less = [p.scene.label for p in places if not p.scene.has_scale_cue]
-    assert len(cue_less) == math.floor(240 * 0.12)
-    assert set(Counter(cue_less).values()) == {7}
+    assert len(cue_less) == 12
+    assert set(Counter(cue_less).values()) == {3}
 
 
 def test_sizes_in_focus_span_the_range_of_pixels_at_every_gsd():
     rng = np.random.default_rng(1)
     pixels: dict[int, list[float]] = defaultdict(list)
-    for _ in range(300):
+    for _ in range(600):
         for gsd_m in (0.1, 2.0, 30.0):
             for noun, size_m in draw_focus(rng, "farmland", (gsd_m,)):
                 assert NOUNS[noun].smallest_m <= size_m <= NOUNS[noun].largest_m
                 pixels[round(math.log10(gsd_m))].append(size_m / gsd_m)
     for sizes in pixels.values():
-        assert SMALLEST_PX <= min(sizes) < 1.3 * SMALLEST_PX
+        assert SMALLEST_PX <= min(sizes) < 1.5 * SMALLEST_PX
         assert 0.8 * LARGEST_PX < max(sizes) <= LARGEST_PX
         assert 0.25 < np.std(np.log10(sizes)) < 0.55
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from scaleearth_pl.prepare.world.archetypes import ARCHETYPES
-from scaleearth_pl.prepare.world.build import encode
 from scaleearth_pl.prepare.world.canvas import View
 from scaleearth_pl.prepare.world.compose import compose
+from scaleearth_pl.prepare.world.draw import encode
 from scaleearth_pl.prepare.world.plan import draw_focus
 from scaleearth_pl.prepare.world.render import Picture, expose, render
 from scaleearth_pl.prepare.world.scene import Blob, Building, Ribbon, Scene

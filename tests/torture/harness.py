@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,9 +158,10 @@ class Run:
         return self.folder / "checkpoints"
 
     def argv(self, *, resume: bool, world: int, extra: Sequence[str] = ()) -> list[str]:
-        from fakes.runs import DATA, EXPERIMENTS
+        from fakes.runs import DATA
 
-        words = ["fit", "-c", str(EXPERIMENTS / f"{self.stage}.yaml"), "-c", str(EXPERIMENTS / "size" / "tiny.yaml")]
+        experiments = self.bench.root / "experiments"
+        words = ["fit", "-c", str(experiments / f"{self.stage}.yaml"), "-c", str(experiments / "size" / "tiny.yaml")]
         words += ["--experiment", self.stage, "--runs_dir", str(self.folder.parents[1])]
         words += ["--trainer.max_steps", str(self.steps), "--data.root", str(self.corpus)]
         words += ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
@@ -174,9 +176,8 @@ class Run:
 
     def _callbacks(self) -> str:
         import yaml
-        from fakes.runs import EXPERIMENTS
 
-        rows = yaml.safe_load((EXPERIMENTS / f"{self.stage}.yaml").read_text())["trainer"]["callbacks"]
+        rows = yaml.safe_load((self.bench.root / "experiments" / f"{self.stage}.yaml").read_text())["trainer"]["callbacks"]
         for row in rows:
             if row["class_path"].endswith(".Checkpoints"):
                 row["init_args"] = {"every_n_steps": self.every, "keep": 2}
@@ -297,6 +298,8 @@ def make_bench(root: Path, *, full: bool) -> Bench:
         )
         subprocess.run([sys.executable, "-c", program, str(root), str(HERE.parent), str(HERE.parents[1])], check=True)
         done.touch()
+    shutil.rmtree(root / "experiments", ignore_errors=True)
+    shutil.copytree(HERE.parents[1] / "experiments", root / "experiments")  # somebody may be editing
     return Bench(root=root, corpus=root / "corpus", hf=root / "hf", zygote=Zygote(), full=full)
 
 

@@ -1,6 +1,6 @@
 """Two processes with uneven work, one of them idle for a step, train what one process trains.
 
-Stage 1 runs under FSDP2 (Lightning's `ModelParallelStrategy`), stage 2 in 4-bit under DDP, both over gloo on the CPU.
+Stage 1 runs under FSDP2 (the strategy of `stage1.yaml`), stage 2 in 4-bit under DDP, both over gloo on the CPU.
 The single process cuts its steps differently too. What is left is the order of fp32 sums, which AdamW lifts where a
 gradient is small (it divides by its size), so parameters are compared in norm: after three steps the difference is at
 most 1e-4 of the update. Rank 1 is given a folder of its own: whatever it writes would be seen.
@@ -19,7 +19,7 @@ UPDATE = 1e-4
 STEPS = 3
 UNEVEN = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "280")
 UNCUT = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "1000")
-STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
+STRATEGY = "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy"
 AUTO = ("--trainer.strategy.data_parallel_size", "auto", "--trainer.strategy.tensor_parallel_size", "auto")
 FSDP2 = ("--trainer.devices", "2", "--trainer.strategy", STRATEGY, *AUTO)
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")

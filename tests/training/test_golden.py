@@ -1,8 +1,9 @@
 """The first twenty losses of both stages, fp32, committed: a change that should alter no number shows the same curve.
 
-The curves are exact on one machine and differ in the sixth digit between CPUs (another BLAS adds in another order, and
-AdamW lifts what is small), so they are compared to 1e-4, relative. Stage 2 runs on the unquantised backbone here: the
-4-bit kernels of bitsandbytes differ more than that between kinds of CPU. After a change that is meant to alter numbers:
+The curves are exact on one machine. Other sums of the same numbers (one or two threads, AVX-512, AVX2, neither) were seen
+to move a VLM loss by up to 6e-7 of itself and an NLL, which may cross zero, by up to 4e-5 nats; compared are 1e-4 of
+the loss and 1e-3 nats. Stage 2 runs on the unquantised backbone here: which 4-bit kernel bitsandbytes takes depends on
+the CPU. After a change that is meant to alter numbers:
 
     SCALEEARTH_REGENERATE_GOLDEN=1 .venv/bin/pytest tests/training/test_golden.py
 
@@ -20,7 +21,7 @@ from fakes.runs import fit, recorder_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMMAND = "SCALEEARTH_REGENERATE_GOLDEN=1 .venv/bin/pytest tests/training/test_golden.py"
-STEPS, TOLERANCE = 20, 1e-4
+STEPS, TOLERANCE, NATS = 20, 1e-4, 1e-3
 CURVES = {"stage1": ("vlm_loss",), "stage2": ("vlm_loss", "nll", "loss")}
 
 
@@ -28,7 +29,7 @@ def curves(stage: str, runs: Path, corpus: Path) -> dict[str, list[float]]:
     """Twenty steps without validation, checkpoints and logs."""
     quiet = ["--data.val_splits", "[]", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
     plain = ["--model.init_args.backbone.quantise", "none"] if stage == "stage2" else []
-    rate = ["--model.init_args.optim.lr", "5e-4"]  # at the tiny default of 2e-3 SSE-U's first steps are chaotic
+    rate = ["--model.init_args.optim.lr", "5e-4", "--model.init_args.optim.final_lr_share", "0.05"]
     words = ["--trainer.callbacks", "[{class_path: fakes.runs.Recorder}]", *quiet, *plain, *rate]
     reports = recorder_of(fit(stage, corpus, runs, *words, steps=STEPS)).reports
     return {name: [float(getattr(report, name)) for report in reports] for name in CURVES[stage]}
@@ -40,12 +41,12 @@ def test_first_twenty_losses(stage: str, tmp_path: Path) -> None:
     file = GOLDEN / f"{stage}.json"
     if os.environ.get("SCALEEARTH_REGENERATE_GOLDEN"):
         rounded = {name: [float(f"{value:.7g}") for value in values] for name, values in measured.items()}
-        text: dict[str, Any] = {"regenerate": COMMAND, "relative_tolerance": TOLERANCE, **rounded}
+        text: dict[str, Any] = {"regenerate": COMMAND, **rounded}
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(text, indent=1) + "\n")
         pytest.skip(f"wrote {file}")
     golden = json.loads(file.read_text())
     for name, values in measured.items():
         assert len(values) == STEPS
-        assert values == pytest.approx(golden[name], rel=TOLERANCE), name
+        assert values == pytest.approx(golden[name], rel=TOLERANCE, abs=NATS if name == "nll" else 0), name
     assert measured["vlm_loss"][-1] < 0.8 * measured["vlm_loss"][0]

@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.runs import Interrupted, bits_of, fit, recorder_of
+import yaml
+from fakes.runs import EXPERIMENTS, Interrupted, bits_of, fit, recorder_of
 
 from scaleearth_pl.core.errors import CheckpointError
 
 STEPS = 5
-EXTRA = (
-    "--trainer.callbacks+=fakes.runs.Recorder",
-    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-    "--trainer.callbacks.save_last=true",
-    "--trainer.callbacks.every_n_train_steps=1",
-)
 
 
 def run(stage: str, corpus: Path, runs: Path, *extra: str, stop: int | None = None) -> Any:
-    """A fit of five steps with a checkpoint after each; `stop` crashes it."""
-    recorder, *checkpoints = EXTRA
-    crash = () if stop is None else (f"--trainer.callbacks.stop_before={stop}",)
-    return fit(stage, corpus, runs, recorder, *crash, *checkpoints, *extra, steps=STEPS)
+    """A fit of five steps with the stage's own callbacks, a checkpoint after each step and a recorder; `stop` crashes it."""
+    callbacks = yaml.safe_load((EXPERIMENTS / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
+    (saving,) = (c for c in callbacks if c["class_path"].endswith(".Checkpoints"))
+    saving["init_args"]["every_n_steps"] = 1
+    callbacks.append({"class_path": "fakes.runs.Recorder", "init_args": {"stop_before": stop}})
+    runs.mkdir(exist_ok=True)
+    overlay = runs / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    return fit(stage, corpus, runs, "-c", str(overlay), *extra, steps=STEPS)
 
 
 @pytest.mark.parametrize(("stage", "stop"), [("stage1", 2), ("stage2", 2), ("stage2", 3)])
@@ -54,13 +54,14 @@ def test_a_checkpoint_of_another_corpus_order_is_refused(fake_corpus: Path, tmp_
 
 
 def test_nothing_to_resume_is_said(fake_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing to resume.*last\.ckpt.*without resume"):
+    with pytest.raises(CheckpointError, match=r"nothing to resume.*checkpoints.*without resume"):
         fit("stage2", fake_corpus, tmp_path, "--resume", "true")
 
 
 def test_only_what_trains_is_in_a_checkpoint(fake_corpus: Path, tmp_path: Path) -> None:
-    cli = fit("stage2", fake_corpus, tmp_path, steps=1)
-    checkpoint = torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
-    names = set(checkpoint["state_dict"])
-    assert names == {name for name, p in cli.model.named_parameters() if p.requires_grad}
-    assert not any(".base." in name for name in names)
+    with pytest.raises(Interrupted):
+        run("stage2", fake_corpus, tmp_path, stop=1)
+    (path,) = tmp_path.rglob("*.ckpt")
+    names = set(torch.load(path, weights_only=True)["state_dict"])
+    assert len([name for name in names if name.endswith(("lora_A.weight", "lora_B.weight", "thresholds"))]) == 28 * 3
+    assert all("lora_" in name or "thresholds" in name or "gsd_head" in name for name in names)

@@ -19,8 +19,9 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def stage2(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Four steps with a validation after the third."""
-    return fit("stage2", fake_corpus, tmp_path_factory.mktemp("runs"), *RECORD, steps=STEPS)
+    """Four steps with a validation after the second."""
+    validate = ("--trainer.val_check_interval", "2")
+    return fit("stage2", fake_corpus, tmp_path_factory.mktemp("runs"), *RECORD, *validate, steps=STEPS)
 
 
 @pytest.fixture(scope="module")

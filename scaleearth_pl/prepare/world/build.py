@@ -51,9 +51,10 @@ def build(config: dict[str, Any], out: Path) -> Path:
     )
     writer = ShardWriter(out, corpus=world.name, boundaries=BOUNDARIES, samples_per_shard=world.samples_per_shard)
     with bar, writer, workers(world) as pool:
-        for split in (s for s in SPLITS if s in world.images):
+        streams = {split: draw_all(world, split, pool) for split in SPLITS if split in world.images}
+        for split, stream in streams.items():
             task = bar.add_task(f"{world.name}/{split}", total=world.images[split])
-            for sample, image in finished(world, bar.track(draw_all(world, split, pool), task_id=task)):
+            for sample, image in finished(world, bar.track(stream, task_id=task)):
                 writer.write(sample, image, "jpg")
                 digest.update(sample.to_json().encode() + b"\n")
                 asked[split] += asked_of(sample)

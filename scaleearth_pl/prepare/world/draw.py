@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.pool import Pool
 
 import numpy as np
@@ -53,10 +54,9 @@ def workers(world: WorldConfig) -> Iterator[Pool]:
 
 
 def draw_all(world: WorldConfig, split: str, pool: Pool) -> Iterator[Drawn]:
-    """Images of a split in order, whoever draws them."""
+    """Images of a split in order, whoever draws them; the work starts at the call, before the first is asked for."""
     tasks: list[Task] = [(world, split, index, visit) for index, visit in enumerate(visits(world.images[split]))]
-    for drawn in pool.imap(draw_place, tasks, chunksize=4):
-        yield from drawn
+    return chain.from_iterable(pool.imap(draw_place, tasks, chunksize=4))
 
 
 @contextmanager

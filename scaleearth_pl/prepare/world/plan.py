@@ -148,8 +148,8 @@ def make_place(
 
 
 def coordinates(rng: np.random.Generator, split: str, region: int) -> tuple[float, float]:
-    """Longitude and latitude of a place: splits own bands of latitude 12 degrees apart, regions half a degree."""
-    lat = -40.0 + 28.0 * SPLITS[split] + 0.5 * (region // 600 % 30) + rng.uniform(-0.08, 0.08)
+    """Longitude and latitude of a place: splits own bands of latitude 10 degrees apart, regions half a degree."""
+    lat = -45.0 + 25.0 * SPLITS[split] + 0.5 * (region // 600 % 30) + rng.uniform(-0.08, 0.08)
     lon = -150.0 + 0.5 * (region % 600) + rng.uniform(-0.08, 0.08)
     return lon, lat
 

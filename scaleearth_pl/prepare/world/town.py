@@ -1,7 +1,7 @@
 """A town is a function of the ground point: a thousand houses cost as much as one.
 
 Street grid, lot, house, garden tree and parked car all follow from the hash of the cell that a point lies in. Where a
-house is much smaller than a pixel, the town is its own mean colour, measured once on the same function.
+lot is smaller than a sample, the town is its own mean colour by blocks, measured once on the same function.
 """
 
 import math
@@ -17,8 +17,8 @@ from scaleearth_pl.prepare.world.land import blob_distance
 from scaleearth_pl.prepare.world.nouns import CAR_M
 from scaleearth_pl.prepare.world.scene import COVER, Blob, Scene, Town
 
-LOTS_BELOW_M = 9.0
-"""GSD up to which houses are painted; above, a town is its mean colour, varied by block."""
+LOT_M = 20.0
+"""Side of a lot, about; decides how much of its detail a sample can show."""
 PARKING_CELL_M = 8.0
 PARK_SHARE = 0.09
 """Share of blocks without houses."""
@@ -27,7 +27,7 @@ HEIGHT_M = 6.0
 
 
 def paint_town(canvas: Canvas, town: Town, scene: Scene) -> None:
-    """Lots where houses can be seen, else blocks."""
+    """Lots, fading into the mean of their block as they become smaller than a sample."""
     blob = town.blob
     window = canvas.window(blob.x_m, blob.y_m, blob.reach_m)
     if window is None:
@@ -36,11 +36,13 @@ def paint_town(canvas: Canvas, town: Town, scene: Scene) -> None:
     if not alpha.any():
         return
     u, v = window.rotated(town.angle)
-    if canvas.view.gsd_m > LOTS_BELOW_M:
-        canvas.paint(window, alpha, blocks(canvas, town, u, v), cover=COVER["town"], code=town.code)
-        return
-    sun = np.array(scene.sun) @ turned(town.angle)
-    colour, cover = lots(u, v, canvas.step, town, (float(sun[0]), float(sun[1])))
+    colour, cover = blocks(canvas, town, u, v), np.full(u.shape, COVER["town"], np.uint8)
+    near = np.float32(np.clip((LOT_M / canvas.step - 0.6) / 0.9, 0, 1))
+    if near > 0:
+        sun = np.array(scene.sun) @ turned(town.angle)
+        detail, detail_cover = lots(u, v, canvas.step, town, (float(sun[0]), float(sun[1])))
+        colour += near * (detail - colour)
+        cover = detail_cover if near == 1 else cover
     canvas.paint(window, alpha, colour, cover=COVER["town"], code=town.code)
     claimed = alpha > 0.5
     canvas.cover_NN[window.rows, window.columns][claimed] = cover[claimed]
