@@ -72,16 +72,30 @@ def forward_backward(model: ScaleEarth, batches: list[TreeBatch]) -> float:
 
 
 class Contender:
-    """Ours at one K on fixed questions: `work()` is one forward and backward over all of them."""
+    """Ours at one K on fixed questions: `work()` is one forward and backward over all of them.
 
-    def __init__(self, model: ScaleEarth, bank: Bank, numbers: range, *, k: int, micro_tokens: int) -> None:
-        self.model, self.k = model, k
+    With an optimizer it steps as well.
+    """
+
+    def __init__(
+        self,
+        model: ScaleEarth,
+        bank: Bank,
+        numbers: range,
+        *,
+        k: int,
+        micro_tokens: int,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.model, self.k, self.optimizer = model, k, optimizer
         self.batches = micro_batches(bank, numbers, k=k, micro_tokens=micro_tokens)
         self.n_questions = len(numbers)
 
     def work(self) -> int:
-        """One step without the optimizer; the number of questions."""
+        """One step; the number of questions."""
         forward_backward(self.model, self.batches)
+        if self.optimizer is not None:
+            self.optimizer.step()
         self.model.zero_grad()
         return self.n_questions
 

@@ -26,7 +26,9 @@ def name_of(path: Path) -> str:
 def header(path: Path) -> list[str]:
     """The comment lines at the head of a file, without their sign."""
     lines = path.read_text().splitlines()
-    return [line.removeprefix("# ") for line in lines[: next(i for i, l in enumerate(lines) if not l.startswith("#"))]]
+    return [
+        line.removeprefix("# ") for line in lines[: next(i for i, row in enumerate(lines) if not row.startswith("#"))]
+    ]
 
 
 def command(path: Path) -> list[str]:

@@ -98,22 +98,27 @@ class PeerWatch:
         """All ranks agreed to leave and are saving: that takes as long as it takes."""
         self._deadline = None
 
-    def fail(self, status: int, reason: str) -> None:
-        """Tells all ranks that this one leaves with `status`, and waits until they know (at most three seconds)."""
+    def fail(self, status: int, reason: str) -> tuple[int, str] | None:
+        """Tells all ranks that this one leaves with `status`, and waits until they know (at most three seconds).
+
+        Returns:
+            (status, reason) of the rank that failed first, where this one only lost its connection to it.
+        """
         self.leave_within(status, reason)
+        echo = None
         if self.store is None or self._over.is_set():
-            return
+            return echo
         try:
             word = json.dumps({"rank": self.rank, "status": status, "reason": reason})
             first = json.loads(self.store.compare_set(_LEAVE, _ABSENT, word))
             if first["rank"] != self.rank and status == PeerLostError.exit_status:
-                # What this rank saw is only the echo of what the other one said.
-                self._deadline = (time.monotonic(), int(first["status"]), f"rank {first['rank']}: {first['reason']}")
+                echo = int(first["status"]), f"rank {first['rank']}: {first['reason']}"
             self.store.set(f"knows/{self.rank}", "1")
             if self.rank == 0:
                 self._wait_for("knows", 3.0)
         except (RuntimeError, OSError):
             log.debug("the store is gone, so are the others")
+        return echo
 
     def stop(self) -> None:
         """An orderly end: says so to the others; rank 0, who hosts the store, lets them go first."""

@@ -39,10 +39,9 @@ def images(labels: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     for index in range(N_PLACES):
         rng = np.random.default_rng([seed, index])
         label = labels[index % len(labels)]
-        if label in BASES:
-            scene = compose_self_similar(rng, label)
-        else:
-            scene = compose(rng, label, draw_focus(rng, label, GSDS_M))
+        scene = (
+            compose_self_similar(rng, label) if label in BASES else compose(rng, label, draw_focus(rng, label, GSDS_M))
+        )
         place = Place(split="train", index=index, first_image=0, gsds_m=GSDS_M, scene=scene, lon=0.0, lat=0.0)
         for number in range(2):
             day = np.random.default_rng([seed, index, number])

@@ -177,9 +177,9 @@ def test_images_get_at_least_and_at_most():
 def test_world_is_frozen(samples, drawn):
     """Golden: questions, answers, scales, shares and colours of the first test images do not change.
 
-    Texture factors follow the last bit of sine and JPEG, so they are left out, and the mean colour of quarters may differ
-    by a level. To change the world on purpose: raise WORLD_VERSION, delete the file, run this test once (it fails and
-    writes it), and read the difference.
+    Texture factors follow the last bit of sine and JPEG, so they are left out, and the mean colour of quarters may
+    differ by a level. To change the world on purpose: raise WORLD_VERSION, delete the file, run this test once (it
+    fails and writes it), and read the difference.
     """
     found = [golden_of(sample, d.image) for sample, d in zip(samples["test"][:6], drawn["test"][:6], strict=True)]
     if not GOLDEN.exists():

@@ -54,7 +54,7 @@ def _random_run(bench: Bench, name: str, seed: int) -> int:
 
 
 def _wait_for_training(run: Run, process: Any) -> None:
-    until = time.time() + 90
+    until = time.time() + 300
     while process.status is None and time.time() < until:
         if any(row["pid"] == process.pid for row in run.rows("pids-0")):
             return

@@ -51,6 +51,7 @@ def install(fault: Fault) -> None:
     from scaleearth_pl.training.callbacks import run_record
 
     torch.set_num_threads(1)
+    os.umask(0)
     run_record.RunRecord = type("RunRecord", (Instrumented(fault, run_record.RunRecord),), {})
     if fault.dropout:
         add_dropout(fault.dropout)
@@ -165,7 +166,15 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-AT_STEP = {"kill": kill, "exception": fail, "hang": hang, "disk_full": small_files}
+def read_only() -> None:
+    """Checkpoints may no longer be written; root, whom no permission stops, becomes nobody."""
+    for folder in Path(os.environ["TORTURE_RUNS"]).glob("*/*/checkpoints"):
+        folder.chmod(0o555)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+AT_STEP = {"kill": kill, "exception": fail, "hang": hang, "disk_full": small_files, "read_only": read_only}
 
 
 # -- faults inside something -------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Process:
         if self.status is None:
             os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 600.0) -> int:
         """Its exit status; -1000 if it had to be killed after `timeout`."""
         if not self.over.wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ class Zygote:
         self._known: dict[int, Process] = {}
         self._lock, self._ready, self._next = threading.Lock(), threading.Event(), 0
         threading.Thread(target=self._listen, daemon=True).start()
-        assert self._ready.wait(120), "the zygote did not start"
+        assert self._ready.wait(600), "the zygote did not start"
 
     def fork(self, argv: Sequence[str], env: Mapping[str, str], log: Path, rank: int) -> Process:
         with self._lock:
@@ -86,7 +86,7 @@ class Zygote:
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(20)
+        self._server.wait(60)
 
     def _listen(self) -> None:
         assert self._server.stdout is not None
@@ -177,7 +177,9 @@ class Run:
     def _callbacks(self) -> str:
         import yaml
 
-        rows = yaml.safe_load((self.bench.root / "experiments" / f"{self.stage}.yaml").read_text())["trainer"]["callbacks"]
+        rows = yaml.safe_load((self.bench.root / "experiments" / f"{self.stage}.yaml").read_text())["trainer"][
+            "callbacks"
+        ]
         for row in rows:
             if row["class_path"].endswith(".Checkpoints"):
                 row["init_args"] = {"every_n_steps": self.every, "keep": 2}
@@ -192,7 +194,7 @@ class Run:
         fault = fault or Fault(out=str(self.out))
         resume = any(self.checkpoints.glob("[!.]*.ckpt"))
         argv = self.argv(resume=resume, world=world, extra=extra)
-        shared = environment(fault) | {"SCALEEARTH_VERSION": "v0"} | env
+        shared = environment(fault) | {"SCALEEARTH_VERSION": "v0", "TORTURE_RUNS": str(self.folder.parents[1])} | env
         if world == 1:
             return [self.bench.zygote.fork(argv, shared, self._log(0), 0)]
         with socket.socket() as probe:
@@ -219,7 +221,7 @@ class Run:
         path = self.out / f"{name}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for_step(self, step: int, *, rank: int = 0, timeout: float = 90.0) -> dict[str, Any]:
+    def wait_for_step(self, step: int, *, rank: int = 0, timeout: float = 300.0) -> dict[str, Any]:
         """Waits until `rank` begins `step` in the current leg; its row."""
         until = time.time() + timeout
         while time.time() < until:

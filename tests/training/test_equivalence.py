@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from fakes.corpus import make_fake_corpus
 from fakes.runs import gradients_of, make_data, relative_difference, tiny_model
 

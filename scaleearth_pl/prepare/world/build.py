@@ -59,8 +59,9 @@ def build(config: dict[str, Any], out: Path) -> Path:
                 digest.update(sample.to_json().encode() + b"\n")
                 asked[split] += asked_of(sample)
         writer.content_hash = digest.hexdigest()
-    if "train" in asked:
-        report(out, {s: floors(asked["train"], rows) for s, rows in asked.items() if s in ("val", "test")}, console)
+    learnt = asked.get("train", []) + asked.get("stage1", [])
+    if learnt:
+        report(out, {s: floors(learnt, rows) for s, rows in asked.items() if s in ("val", "test")}, console)
     return out
 
 

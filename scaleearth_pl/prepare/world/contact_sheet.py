@@ -20,14 +20,14 @@ from scaleearth_pl.prepare.world.render import expose, render
 from scaleearth_pl.prepare.world.selfsimilar import compose_self_similar
 
 ROWS = {
-    "farmland": 23,
-    "village": 31,
-    "city": 5,
-    "forest": 12,
-    "heath": 7,
-    "desert": 3,
-    "coast": 9,
-    "islands": 4,
+    "farmland": 20,
+    "village": 23,
+    "city": 20,
+    "forest": 24,
+    "heath": 25,
+    "desert": 22,
+    "coast": 22,
+    "islands": 21,
     "snow": 2,
     "open sea": 6,
 }
@@ -71,7 +71,7 @@ def draw_sheet(out: Path, *, n_px: int = 128) -> None:
     figure.subplots_adjust(left=0.03, right=0.998, top=0.975, bottom=0.003, wspace=0.03, hspace=0.03)
     out.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=92)
+    figure.savefig(buffer, dpi=80)
     plt.close(figure)
     Image.open(buffer).convert("RGB").save(out, optimize=True)
 

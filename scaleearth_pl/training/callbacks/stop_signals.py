@@ -105,14 +105,18 @@ class StopSignals(Checkpoint):
         self._fitting = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Tells the other ranks, without a collective."""
+        """Tells the other ranks, without a collective; what is only the echo of another rank's failure ends as that."""
         self._fitting = False
         if self.watch is None:
             return
-        if self.watch.world_size > 1:
+        several, echo = self.watch.world_size > 1, None
+        if several:
             text = f"{type(exception).__name__}: {first_line(str(exception))}"
-            self.watch.fail(exit_status(exception), text)
-        self._give_back(keep_watch=self.watch.world_size > 1)
+            echo = self.watch.fail(exit_status(exception), text)
+        self._give_back(keep_watch=several)
+        if echo is not None:
+            log.error("leaving with status %d because of %s", *echo)
+            raise Stopped(echo[0]) from exception
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
         """An orderly end."""

@@ -1,0 +1,154 @@
+"""How the factor moves: over K, visual tokens and question length; and what gate and memory cost.
+
+The law behind the curves: one question alone costs (V + L) tokens, K questions of one image (V + K L) / K, with V
+visual and L text tokens. Their ratio, (V + L) / (V / K + L), is the *token ratio*; the measured factor differs by what is
+not linear in tokens (vision tower, attention, padding, the peers' own overhead).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.memory import peak_bytes
+from bench.ours import Contender, LoraShape, build, forward_backward
+from bench.peers import Peer
+from bench.shapes import Bank, Shape, write_corpus
+from bench.timing import interleave, rates, ratio, spread
+
+KS = (1, 2, 4, 8, 16, 32, 64, 100)
+VISUAL_TOKENS = (64, 256, 1024)
+CLAUSES = (0.5, 4.0, 16.0)
+PREFIX_TEXT = 5
+"""Tokens of a prefix besides the visual ones."""
+
+
+def over_k(bank: Bank, lora: LoraShape, *, rounds: int, micro_tokens: int) -> list[dict[str, float]]:
+    """Rate of ours against K on one image's questions."""
+    model = build(bank.processor, lora)
+    work = {}
+    for k in (k for k in KS if k <= bank.shape.questions):
+        n = k if k > 8 else max(k, 8)
+        work[k] = Contender(
+            model, bank, range(n if k < 32 else bank.shape.questions // k * k), k=k, micro_tokens=micro_tokens
+        )
+    seconds = interleave({str(k): c.work for k, c in work.items()}, rounds=rounds)
+    rate = rates(seconds)
+    return [
+        {"k": k, "qas_per_second": rate[str(k)], "ratio_to_k1": rate[str(k)] / rate["1"], "token_ratio": _law(bank, k)}
+        for k in work
+    ]
+
+
+def over_shapes(
+    folder: Path, lora: LoraShape, shapes: dict[float, Shape], *, t2_batch_size: int, rounds: int, micro_tokens: int
+) -> list[dict[str, float]]:
+    """Ours at the most questions an image has, against T2, for each shape."""
+    points = []
+    for number, (x, shape) in enumerate(shapes.items()):
+        bank = Bank(write_corpus(folder / f"shape-{number}", shape), shape)
+        size = min(t2_batch_size, 4)
+        peer, model = Peer("T2", bank, folder, lora=lora, batch_size=size), build(bank.processor, lora)
+        batches = peer.batches(range(size))
+        ours = Contender(model, bank, range(shape.questions), k=shape.questions, micro_tokens=micro_tokens)
+
+        def plain(peer: Peer = peer, batches: list[Any] = batches, size: int = size) -> int:
+            peer.forward_backward(batches)
+            peer.model.zero_grad()
+            return size
+
+        seconds = interleave({"T2": plain, "ours": ours.work}, rounds=rounds)
+        rate = rates(seconds)
+        points.append(
+            {
+                "x": x,
+                "visual_tokens": shape.visual_tokens,
+                "branch_tokens": bank.n_branch_tokens,
+                "k": shape.questions,
+                "t2": rate["T2"],
+                "ours": rate["ours"],
+                "ratio_to_t2": 1 / ratio(seconds, "ours", "T2"),
+                "token_ratio": _law(bank, shape.questions),
+            }
+        )
+    return points
+
+
+def over_visual_tokens(folder: Path, lora: LoraShape, **how: int) -> list[dict[str, float]]:
+    """Ours against T2 at 64, 256 and 1,024 visual tokens."""
+    shapes = {float(v): Shape(visual_tokens=v, images=1) for v in VISUAL_TOKENS}
+    return over_shapes(folder / "visual", lora, shapes, **how)
+
+
+def over_length(folder: Path, lora: LoraShape, **how: int) -> list[dict[str, float]]:
+    """Ours against T2 as questions grow from 20 to 100 tokens."""
+    shapes = {c: dataclasses.replace(Shape(images=1), clauses=c) for c in CLAUSES}
+    return over_shapes(folder / "length", lora, shapes, **how)
+
+
+def gate_price(bank: Bank, ranks: tuple[int, ...], *, rounds: int, micro_tokens: int) -> list[dict[str, float]]:
+    """Time of a whole step (forward, backward, AdamW) of gated over plain LoRA, the same code path."""
+    rows = []
+    for rank in ranks:
+        for k in (16, bank.shape.questions):
+            work = {}
+            for gate in ("continuous", "open"):
+                model = build(bank.processor, LoraShape(rank=rank), gate=gate)
+                trained = [p for p in model.parameters() if p.requires_grad]
+                optimizer = torch.optim.AdamW(trained, lr=1e-6)
+                ours = Contender(
+                    model,
+                    bank,
+                    range(bank.shape.questions // k * k),
+                    k=k,
+                    micro_tokens=micro_tokens,
+                    optimizer=optimizer,
+                )
+                work[gate] = ours.work
+            seconds = interleave(work, rounds=rounds)
+            price = [a / b for a, b in zip(seconds["continuous"], seconds["open"], strict=True)]
+            rows.append(
+                {"rank": rank, "k": k, "time_ratio": ratio(seconds, "continuous", "open"), "spread": spread(price)}
+            )
+    return rows
+
+
+def memory_over_k(folder: Path, lora: LoraShape, *, token_budget: int) -> list[dict[str, float]]:
+    """Peak bytes of a step at one token budget, as questions per image go from 10 to 100."""
+    shape = Shape(images=max(2, token_budget // 400))
+    bank = Bank(write_corpus(folder / "memory", shape), shape)
+    model, points = build(bank.processor, lora), []
+    for k in (10, 20, 50, 100):
+        batch = bank.trees(_fill(bank, k, token_budget), k=k)
+        n_tokens = len(batch.input_ids_T)
+
+        def work(batch: Any = batch) -> None:
+            forward_backward(model, [batch])
+            model.zero_grad()
+
+        work()
+        peak = peak_bytes(work)
+        points.append({"k": k, "tokens": n_tokens, "peak_bytes": peak, "bytes_per_token": peak / n_tokens})
+    return points
+
+
+def _fill(bank: Bank, k: int, token_budget: int) -> list[int]:
+    """Questions of as many images as fit, `k` of each; the last image has fewer, so that all K fill the budget alike."""
+    numbers: list[int] = []
+    room, image = token_budget, 0
+    while room > 0:
+        first = image * bank.shape.questions
+        lengths = [len(b.prompt) + len(b.answer) for b in bank.tree(list(range(first, first + k))).branches]
+        room -= bank.shape.visual_tokens + PREFIX_TEXT
+        for offset, length in enumerate(lengths):
+            if room >= length:
+                numbers.append(first + offset)
+            room -= length
+        image += 1
+    return numbers
+
+
+def _law(bank: Bank, k: int) -> float:
+    prefix, text = bank.shape.visual_tokens + PREFIX_TEXT, bank.n_branch_tokens
+    return (prefix + text) / (prefix / k + text)

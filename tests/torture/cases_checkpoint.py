@@ -1,0 +1,151 @@
+"""C1 to C5: at every moment there is a valid checkpoint, and the newest valid one is what a run goes on from."""
+
+import os
+import random
+import shutil
+import signal
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from child import Fault
+from harness import STEPS, Bench, Run, case
+
+POINTS = ("bytes", "bytes", "bytes", "bytes", "before_fsync", "after_fsync", "before_replace", "after_replace")
+POINTS += ("before_flush_folder", "after_flush_folder", "before_prune", "after_prune")
+OTHER_FILESYSTEM = Path("/dev/shm")
+
+
+@case("C1", "kill -9 inside a save, temporary files on this and another file system")
+def c1(bench: Bench) -> str:
+    """Random bytes and named points of the second save of each process; then the run is finished and compared."""
+    wanted = 50 if bench.full else 3
+    places = [("same", bench.root, "/tmp"), ("other", bench.root, str(OTHER_FILESYSTEM))]
+    if bench.full:
+        places.append(("runs-elsewhere", Path(tempfile.mkdtemp(dir=OTHER_FILESYSTEM)), "/tmp"))
+    with ThreadPoolExecutor(2) as pool:
+        share = -(-wanted // len(places))
+        kills = [*pool.map(lambda place: _kills_in_saves(bench, *place, n=share), places)]
+    bench.figures["crash_window"] = {"kills": sum(kills), "without_valid_checkpoint": 0, "file_systems": len(places)}
+    return f"{sum(kills)} kills inside a save, 0 without a valid checkpoint; resumed to the bit"
+
+
+def _kills_in_saves(bench: Bench, name: str, root: Path, temporary: str, *, n: int) -> int:
+    rng, done = random.Random(name), 0
+    while done < n:
+        run = bench.run(f"c1-{name}-{done}", runs=root / f"c1-{name}-{done}-runs")
+        for _ in range(min(n - done, STEPS // 2 - 1)):
+            before = _newest(run)
+            fault = Fault(
+                out=str(run.out), kind="save", step=2, point=rng.choice(POINTS), n_bytes=rng.randrange(14_000_000)
+            )
+            (process,) = run.start(fault, TMPDIR=temporary)
+            assert process.wait() == -signal.SIGKILL, (fault.point, run.tail())
+            after = _newest(run)
+            assert after in (before + 1, before + 2), f"{fault.point}: step {before} before, {after} after the kill"
+            done += 1
+        run.finish()
+        run.assert_same_as(bench.reference())
+        assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".")], "debris"
+        shutil.rmtree(run.folder)
+    return done
+
+
+def _newest(run: Run) -> int:
+    from scaleearth_pl.training.checkpoint_io import newest_valid
+    from scaleearth_pl.training.seal import read_seal
+
+    if not run.checkpoints.exists():
+        return 0
+    return read_seal(newest_valid(run.checkpoints)).step
+
+
+@case("C2", "disk full; read-only folder")
+def c2(bench: Bench) -> str:
+    """A typed error, the old checkpoint intact, no debris; with room again the run is exact."""
+    found = []
+    for kind, error in (("disk_full", "DiskSpaceError"), ("read_only", "CheckpointError")):
+        run = bench.run(f"c2-{kind}", extra=("--trainer.logger", "false"))
+        (process,) = run.start(Fault(out=str(run.out), kind=kind, step=4))
+        assert process.wait() == 2 and error in process.text, run.tail()
+        run.checkpoints.chmod(0o755)
+        files = sorted(p.name for p in run.checkpoints.iterdir())
+        assert files == ["step=00000003.ckpt", "step=00000004.ckpt"], files
+        assert _newest(run) == 4
+        run.finish()
+        run.assert_same_as(bench.reference())
+        found.append(error)
+    return f"{' and '.join(found)}, status 2; the old checkpoint stands, nothing else is there"
+
+
+@case("C3", "newest checkpoint corrupt")
+def c3(bench: Bench) -> str:
+    """A flipped byte, a cut, nothing left: refused by checksum, named, and the one before is taken."""
+    for kind in ("flip", "cut", "empty"):
+        run = bench.run(f"c3-{kind}")
+        (process,) = run.start(Fault(out=str(run.out), kind="kill", step=5))
+        assert process.wait() == -signal.SIGKILL
+        newest = run.checkpoints / "step=00000005.ckpt"
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes({"flip": data, "cut": data[:-1000], "empty": b""}[kind])
+        run.finish()
+        text = run.tail()
+        assert "checkpoint passed over" in text and newest.name in text, text
+        assert [row["step"] for row in run.rows("pids-0")] == [0, 4], "resumed from another step"
+        run.assert_same_as(bench.reference())
+    none = bench.run("c3-none")
+    (process,) = none.start(Fault(out=str(none.out), kind="kill", step=3))
+    process.wait()
+    for path in none.checkpoints.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    (process,) = none.start()
+    assert process.wait() == 2 and "CheckpointError" in process.text, none.tail()
+    return "flipped, cut and empty ones passed over with a warning; all corrupt: status 2"
+
+
+@case("C4", "clock set back, file times shuffled")
+def c4(bench: Bench) -> str:
+    """The recorded step decides: the newest has the oldest file time, an older one lies in the future."""
+    run = bench.run("c4")
+    (process,) = run.start(Fault(out=str(run.out), kind="kill", step=5))
+    assert process.wait() == -signal.SIGKILL
+    os.utime(run.checkpoints / "step=00000005.ckpt", (1, 1))
+    os.utime(run.checkpoints / "step=00000004.ckpt", (4e9, 4e9))
+    run.finish()
+    assert [row["step"] for row in run.rows("pids-0")] == [0, 5], "resumed from another step"
+    run.assert_same_as(bench.reference())
+    return "resumed from step 5"
+
+
+@case("C5", "adapter-only resume under DDP and FSDP2; renamed key")
+def c5(bench: Bench) -> str:
+    """The checkpoint holds what trains and nothing else; a renamed key is an error under both strategies."""
+    import torch
+
+    from scaleearth_pl.training.checkpoint_io import newest_valid, write_sealed
+
+    plain = ("--model.init_args.backbone.quantise", "none")
+    gathered = ("--trainer.strategy", "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy")
+    gathered += ("--trainer.strategy.save_distributed_checkpoint", "false")
+    found = []
+    for name, extra in (("ddp", ()), ("fsdp2", (*plain, *gathered))) if bench.full else (("ddp", ()),):
+        world = 2 if bench.full else 1
+        run, reference = bench.run(f"c5-{name}", world=world, extra=extra), bench.reference(world=world, extra=extra)
+        processes = run.start(Fault(out=str(run.out), kind="kill", step=4))
+        [p.wait() for p in processes]
+        newest = newest_valid(run.checkpoints)
+        content = torch.load(newest, weights_only=True)
+        names = set(content["state_dict"])
+        assert names and not any(".base." in n for n in names), "frozen weights in the checkpoint"
+        good = newest.read_bytes()
+        first = sorted(names)[0]
+        content["state_dict"][first + "_renamed"] = content["state_dict"].pop(first)
+        write_sealed(newest, content, step=content["global_step"])
+        processes = run.start()
+        assert [p.wait() for p in processes] == [2] * world and "_renamed" in processes[0].text, run.tail()
+        newest.write_bytes(good)
+        run.finish()
+        run.assert_same_as(reference)
+        found.append(f"{name} exact ({len(names)} tensors)")
+    return "; ".join(found) + "; the renamed key refused by name"
