@@ -1,13 +1,31 @@
 """Fair clocks on a noisy machine: contenders take turns, medians decide, ratios are taken within a round.
 
 A host that others share slows everybody by a factor that changes over minutes. Interleaving puts each contender next to
-every other in time, so the *ratio* of two medians holds even where neither absolute figure does.
+every other in time, so the *ratio* of two medians holds even where neither absolute figure does. With one thread the
+clock is the processor's time for this process, which does not run while others do; on an idle machine it is the wall
+clock. With more threads it is the wall clock, since waiting threads spin; on a GPU the wall clock after synchronising.
 """
 
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+
+import torch
+
+
+def now() -> float:
+    """Seconds by the fair clock; see the module's docstring."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+def clock_name() -> str:
+    """What `now` reads, for the record."""
+    return "wall" if torch.cuda.is_available() or torch.get_num_threads() > 1 else "cpu time of one thread"
 
 
 def interleave(work: Mapping[str, Callable[[], int]], *, rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
@@ -28,9 +46,9 @@ def interleave(work: Mapping[str, Callable[[], int]], *, rounds: int, warm_up: b
         names = list(work) if turn % 2 == 0 else list(work)[::-1]
         for name in names:
             gc.collect()
-            start = time.perf_counter()
+            start = now()
             count = work[name]()
-            seconds[name].append((time.perf_counter() - start) / count)
+            seconds[name].append((now() - start) / count)
     return seconds
 
 
@@ -60,7 +78,7 @@ class Laps:
 
     def mark(self) -> None:
         """A lap ends here, and the next begins."""
-        self._marks.append(time.perf_counter())
+        self._marks.append(now())
 
     def clear(self) -> None:
         """Forgets all laps."""
