@@ -160,8 +160,16 @@ def train(
         resolver=ResolverConfig(),
         optim=OptimConfig(),
     )
-    trainer = pl.Trainer(
-        max_steps=n_steps + 1,
+    trainer = quiet_trainer(folder, n_steps + 1, [_StepClock(laps), waits, *callbacks()])
+    trainer.fit(system, datamodule=data)
+    per_step = data.plan_report()["questions"] / data.steps_per_epoch
+    return TrainRun(seconds_per_qa=laps.median() / per_step, wait_share=waits.share)
+
+
+def quiet_trainer(folder: Path, max_steps: int, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
+    """Lightning's Trainer as our experiments configure it, without logs, checkpoints and bars."""
+    return pl.Trainer(
+        max_steps=max_steps,
         max_epochs=-1,
         accelerator="cpu",
         devices=1,
@@ -170,13 +178,11 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        limit_val_batches=0,
         use_distributed_sampler=False,
         default_root_dir=str(folder),
-        callbacks=[_StepClock(laps), waits, *callbacks()],
+        callbacks=callbacks or [],
     )
-    trainer.fit(system, datamodule=data)
-    per_step = data.plan_report()["questions"] / data.steps_per_epoch
-    return TrainRun(seconds_per_qa=laps.median() / per_step, wait_share=waits.share)
 
 
 class _WaitShare(Throughput):

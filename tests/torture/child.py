@@ -52,6 +52,7 @@ def install(fault: Fault) -> None:
 
     torch.set_num_threads(1)
     os.umask(0)
+    sys.path[:0] = [p for p in os.environ.get("TORTURE_PATH", "").split(":") if p]
     run_record.RunRecord = type("RunRecord", (Instrumented(fault, run_record.RunRecord),), {})
     if fault.dropout:
         add_dropout(fault.dropout)
@@ -290,7 +291,15 @@ def patch_product(fault: Fault) -> None:
     stage1.save_backbone = save
 
 
+def patch_timed(fault: Fault) -> None:
+    """No fault: times our hooks."""
+    from overhead import timed
+
+    timed(fault)
+
+
 PATCHES = {
+    "timed": patch_timed,
     "nan": patch_backward,
     "inf": patch_backward,
     "out_of_memory": patch_backward,

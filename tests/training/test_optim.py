@@ -13,7 +13,7 @@ def test_schedule_rises_linearly_and_ends_at_the_floor():
     factors = [warmup_cosine(s, total_steps=100, warmup_share=0.1, final_lr_share=0.2) for s in range(101)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(factors) == pytest.approx(1.0)
-    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert factors[100] == pytest.approx(0.2)
     assert factors[55] == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 2)))
 
