@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare bench torture dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,13 @@ compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the sa
 	  $(STAGE2_FIT) -c experiments/baseline/$$twin.yaml --experiment $$twin-$(TAG) $(STAGE2_SET) || exit; done
 	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
 	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
+
+bench: setup  ## the ladder against other trainers (extra bench)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench $(ARGS)
+
+torture: setup  ## 28 faults as real processes with real signals; reports/torture.json
+	$(BIN)/python tests/torture/run.py $(ARGS)
 
 dashboard: setup  ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir runs

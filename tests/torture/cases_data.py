@@ -44,7 +44,8 @@ def d1(bench: Bench) -> str:
     bench.figures["silent_faults"] = {
         "injected": len(mutations), "cuts": n_cuts, "undetected": 0, "webdataset_silent_cuts": baseline
     }  # fmt: skip
-    return f"{len(mutations)} mutations ({n_cuts} cuts): 0 undetected, 0 altered samples delivered; webdataset misses {baseline} cuts"
+    missed = "" if baseline is None else f"; plain webdataset misses {baseline} cuts"
+    return f"{len(mutations)} mutations ({n_cuts} cuts): 0 undetected, 0 altered samples delivered{missed}"
 
 
 def _one_shard(root: Path, n_images: int) -> Path:

@@ -114,6 +114,7 @@ class Bench:
     full: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
     references: dict[Any, "Run"] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.Lock)
 
     def run(self, name: str, **settings: Any) -> "Run":
         return Run(self, self.root / name, **settings)
@@ -121,12 +122,13 @@ class Bench:
     def reference(self, *, world: int = 1, stage: str = "stage2", extra: tuple[str, ...] = ()) -> "Run":
         """The run that nobody disturbed, made once."""
         key = (world, stage, extra)
-        if key not in self.references:
-            run = self.run(f"reference-{len(self.references)}", world=world, stage=stage, extra=extra)
-            statuses = [p.wait() for p in run.start()]
-            assert statuses == [0] * world, run.tail()
-            self.references[key] = run
-        return self.references[key]
+        with self._lock:
+            if key not in self.references:
+                run = self.run(f"reference-{len(self.references)}", world=world, stage=stage, extra=extra)
+                statuses = [p.wait() for p in run.start()]
+                assert statuses == [0] * world, run.tail()
+                self.references[key] = run
+            return self.references[key]
 
 
 class Run:
