@@ -53,11 +53,20 @@ class Peer:
         folder: scratch folder of the trainer.
         lora: rank and alpha.
         batch_size: sequences a batch.
-        threads: of the loaders; 0, as everybody here, works in the training process.
+        model: a backbone with plain attention; None makes the tiny one.
+        bf16: mixed precision, as TRL's default would have it.
     """
 
     def __init__(
-        self, name: str, bank: Bank, folder: Path, *, lora: LoraShape, batch_size: int = DEFAULT_BATCH
+        self,
+        name: str,
+        bank: Bank,
+        folder: Path,
+        *,
+        lora: LoraShape,
+        batch_size: int = DEFAULT_BATCH,
+        model: Any = None,
+        bf16: bool = False,
     ) -> None:
         self.name, self.bank, self.batch_size = name, bank, batch_size
         self.laps = Laps()
@@ -65,6 +74,7 @@ class Peer:
         common: dict[str, Any] = {
             "output_dir": str(folder / f"{name}-{batch_size}"),
             "per_device_train_batch_size": batch_size,
+            "bf16": bf16,
             "remove_unused_columns": False,
             "use_cpu": not torch.cuda.is_available(),
             "report_to": [],
@@ -73,7 +83,7 @@ class Peer:
             "logging_strategy": "no",
             "dataloader_pin_memory": False,
         }
-        model, config = plain_backbone(bank.processor), _lora_config(lora)
+        model, config = plain_backbone(bank.processor) if model is None else model, _lora_config(lora)
         make = _hugging_face if name == "T0" else _trl_defaults if name == "T1" else _trl_tuned
         with quiet():
             self.trainer = make(model, config, common, rows, self._collate, bank)
@@ -132,7 +142,7 @@ def _hugging_face(
 def _trl_defaults(
     model: Any, config: LoraConfig, common: dict[str, Any], rows: Dataset, collate: Callable[..., Any], bank: Bank
 ) -> SFTTrainer:
-    args = SFTConfig(**common, bf16=False, dataset_kwargs={"skip_prepare_dataset": True})
+    args = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
     return _sft(args, model, config, rows, collate, bank)
 
 
@@ -140,7 +150,7 @@ def _trl_tuned(
     model: Any, config: LoraConfig, common: dict[str, Any], rows: Dataset, collate: Callable[..., Any], bank: Bank
 ) -> SFTTrainer:
     kwargs = {"skip_prepare_dataset": True}
-    args = SFTConfig(**common, bf16=False, gradient_checkpointing=False, dataset_kwargs=kwargs)
+    args = SFTConfig(**common, gradient_checkpointing=False, dataset_kwargs=kwargs)
     return _sft(args, model, config, rows, collate, bank)
 
 

@@ -106,11 +106,20 @@ class Bank:
         shape: what it was written with.
         processor: default that of the project's own DataModule.
         cached: decode and cut each image once (what a tuned trainer does), or once per question.
+        device: where batches go.
     """
 
-    def __init__(self, root: Path, shape: Shape, *, processor: Processor | None = None, cached: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shape: Shape,
+        *,
+        processor: Processor | None = None,
+        cached: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
         self.index = ShardIndex.load(root)
-        self.root, self.shape, self.cached = root, shape, cached
+        self.root, self.shape, self.cached, self.device = root, shape, cached, device or torch.device("cpu")
         self.processor = processor or data_module(root, shape, k=1, global_batch_tokens=1).processor
         self.rows = [int(row) for row in self.index.rows(("train",))]
         self._reader, self._images = ShardReader(self.index), dict[int, tuple[Sample, ProcessedImage]]()
@@ -120,7 +129,7 @@ class Bank:
 
     def uncached(self) -> "Bank":
         """The same questions; every one reads and decodes its image again."""
-        return Bank(self.root, self.shape, processor=self.processor, cached=False)
+        return Bank(self.root, self.shape, processor=self.processor, cached=False, device=self.device)
 
     @cached_property
     def n_branch_tokens(self) -> float:
@@ -146,7 +155,10 @@ class Bank:
         return encode_tree(sample, [image], asked, self.processor, boundaries=TierBoundaries())
 
     def trees(self, numbers: range | list[int], *, k: int) -> TreeBatch:
-        """These questions in trees of up to `k`, none of which spans two images; one micro-batch."""
+        """These questions in trees of up to `k`, none of which spans two images; one micro-batch on the device."""
+        return self._on_host(numbers, k=k).to(self.device)
+
+    def _on_host(self, numbers: range | list[int], *, k: int) -> TreeBatch:
         groups: list[list[int]] = []
         for n in numbers:
             same = groups and len(groups[-1]) < k and groups[-1][0] // self.shape.questions == n // self.shape.questions
@@ -158,7 +170,8 @@ class Bank:
 
     def sequences(self, numbers: range | list[int]) -> dict[str, Tensor]:
         """These questions as a padded batch, one sequence each."""
-        return plain_sequences(self.trees(numbers, k=1), self.processor)
+        host = plain_sequences(self._on_host(numbers, k=1), self.processor)
+        return {name: tensor.to(self.device) for name, tensor in host.items()}
 
 
 def plain_sequences(batch: TreeBatch, processor: Processor) -> dict[str, Tensor]:

@@ -1,0 +1,109 @@
+"""The benchmark measures what it says: same questions, same gradient, honest arithmetic. Seconds, tiny shapes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench import report
+from bench.memory import peak_bytes
+from bench.ours import Contender, LoraShape, build, micro_batches
+from bench.shapes import Bank, Shape, write_corpus
+from bench.timing import interleave, rates, ratio
+
+SHAPE = Shape(visual_tokens=4, questions=6, images=2)
+LORA = LoraShape(rank=6, lora_alpha=12)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return Bank(write_corpus(tmp_path_factory.mktemp("bench") / "corpus", SHAPE), SHAPE)
+
+
+def test_sequences_hold_each_question_with_its_own_image(bank):
+    numbers = [1, 4, 8]
+    trees, sequences = bank.trees(numbers, k=1), bank.sequences(numbers)
+    lengths = (trees.prefix_len_G + trees.branch_len_B).tolist()
+    assert sequences["attention_mask"].sum(1).tolist() == lengths
+    for row, (start, length) in enumerate(zip(trees.prefix_start_G.tolist(), lengths, strict=True)):
+        assert torch.equal(sequences["input_ids"][row, :length], trees.input_ids_T[start : start + length])
+        # transformers' labels sit at the token itself, our targets at the position before it
+        assert torch.equal(sequences["labels"][row, 1:length], trees.target_ids_T[start : start + length - 1])
+    patches = sequences["pixel_values"].view(3, -1, sequences["pixel_values"].shape[-1])
+    assert torch.equal(patches[0], patches[1])
+    assert not torch.equal(patches[0], patches[2])
+
+
+def test_micro_batches_hold_every_question_once_within_the_budget(bank):
+    batches = micro_batches(bank, range(12), k=4, micro_tokens=120)
+    assert sum(len(batch.branches) for batch in batches) == 12
+    assert len(batches) > 1
+    assert all(len(batch.input_ids_T) <= 120 for batch in batches)
+    assert max(int(torch.bincount(batch.tree_of_branch_B).max()) for batch in batches) == 4
+
+
+def test_a_turn_of_ours_leaves_no_gradient_behind(bank):
+    model = build(bank.processor, LORA)
+    assert Contender(model, bank, range(6), k=6, micro_tokens=500).work() == 6
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_peers_and_ours_have_the_gradient_of_plain_sequences(bank, tmp_path):
+    pytest.importorskip("trl", reason="extra `bench`")
+    from bench.gradients import ours_error, peer_error
+    from bench.peers import Peer, quiet
+
+    with quiet():
+        assert ours_error(bank, LORA, range(6), k=6) < 1e-5
+        for name in ("T0", "T1", "T2"):
+            peer = Peer(name, bank, tmp_path, lora=LORA, batch_size=3)
+            assert peer_error(peer, LORA, range(3)) < 1e-5, name
+
+
+def test_gradient_error_sees_a_wrong_gradient():
+    pytest.importorskip("trl", reason="extra `bench`")
+    from bench.gradients import relative_error
+
+    reference = {"a": torch.ones(4), "b": torch.zeros(2)}
+    assert relative_error({"a": torch.ones(4), "b": torch.zeros(2)}, reference) == 0
+    assert relative_error({"a": torch.full((4,), 1.1), "b": torch.zeros(2)}, reference) == pytest.approx(0.1, rel=1e-5)
+    with pytest.raises(ValueError, match="different parameters"):
+        relative_error({"a": torch.ones(4)}, reference)
+
+
+def test_contenders_take_turns_and_ratios_are_of_one_round():
+    order = []
+
+    def contender(name, count):
+        return lambda: order.append(name) or count
+
+    seconds = interleave({"x": contender("x", 1), "y": contender("y", 2)}, rounds=2)
+    assert order == ["x", "y", "x", "y", "y", "x"]
+    fixed = {"x": [1.0, 10.0, 2.0], "y": [2.0, 20.0, 8.0]}
+    assert ratio(fixed, "y", "x") == 2.0
+    assert rates(fixed)["x"] == 0.5
+    assert set(seconds) == {"x", "y"}
+
+
+def test_peak_counts_what_is_held_at_once():
+    def work():
+        for _ in range(3):
+            torch.zeros(250_000).add_(1)
+
+    assert peak_bytes(work) == pytest.approx(1_000_000, rel=0.01)
+
+
+def test_committed_results_make_a_report(tmp_path):
+    """Every result in the repository has the promised columns and can be drawn."""
+    files = sorted((Path(report.__file__).parent / "results").glob("*.json"))
+    promised = {"trainer", "k", "visual_tokens", "qas_per_second", "ratio_to_t2", "peak_bytes", "hardware", "commit"}
+    for file in files:
+        results = json.loads(file.read_text())
+        assert all(promised | {"grad_rel_error"} <= set(row) for row in results["rows"])
+        assert "**ours, K = 100**" in report.markdown(results)
+        report.draw(results, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 10_000

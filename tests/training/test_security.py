@@ -1,0 +1,108 @@
+"""A configuration imports nothing of a stranger's and leaks no secret."""
+
+from pathlib import Path
+
+import pytest
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.training.callbacks.save_config import next_free
+from scaleearth_pl.training.security import REDACTED, check_arguments, redacted
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("**/*.yaml")), ids=lambda p: p.stem)
+def test_our_own_experiments_pass(path: Path) -> None:
+    check_arguments(["fit", "-c", str(path), "--data.root", "/tmp/some.folder", "--experiment", "a.b"])
+
+
+ATTACKS = [
+    ("--model", "evil.X"),
+    ("--model={class_path: evil.X}",),
+    ("--model.class_path", "os.system"),
+    ("--model.help", "evil.X"),
+    ("-c", "model: {class_path: evil.X}"),
+    ("--conf", "model: {class_path: evil.X}"),
+    ("-c", "trainer: {callbacks: [{class_path: evil.X}]}"),
+    ("-c", "trainer: {callbacks: [evil.X]}"),
+    ("-c", "trainer: {strategy: {init_args: {cluster_environment: evil.X}}}"),
+    ("-c", "data: {class_path: evil.X}"),
+    ("-c", "fit: {model: {class_path: evil.X}}"),
+    ("--trainer.callbacks+=evil.X",),
+    ("--trainer.callbacks+", "evil.X"),
+    ("--trainer.callbacks", "[{class_path: evil.X}]"),
+    ("--trainer.callbacks.class_path", "torch_evil.X"),
+    ("--trainer.logger", "evil.X"),
+    ("--experiment", "evil.X", "--trainer.strategy", "${experiment}"),
+    ("--experiment", "evil.X", "-c", "trainer: {plugins: ['${experiment}']}"),
+    ("--size", "evil", "--trainer.profiler", "${size}.X"),
+    ("-c", "model: {class_path: '${oc.env:HOME}'}"),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=" ".join)
+def test_a_foreign_class_is_refused_before_anything_is_imported(attack: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"may not import this.*scaleearth_pl\."):
+        check_arguments(["fit", *attack])
+
+
+def test_files_behind_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "sub.yaml").write_text("class_path: evil.X")
+    (tmp_path / "outer.yaml").write_text("model: ./sub.yaml")
+    for words in (
+        ["-c", str(tmp_path / "outer.yaml")],
+        [f"-c{tmp_path}/outer.yaml"],
+        ["--model", f"{tmp_path}/sub.yaml"],
+    ):
+        with pytest.raises(ConfigError, match="may not import"):
+            check_arguments(["fit", *words])
+
+
+def test_allowed_names_and_plain_values_pass() -> None:
+    check_arguments(
+        ["fit", "--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.precision", "bf16-mixed"]
+    )
+    check_arguments(
+        ["fit", "--trainer.strategy", "ddp", "--model.init_args.optim.lr", "1.0e-4", "--trainer.max_steps=3"]
+    )
+    check_arguments(["fit", "--model", "Stage2", "--trainer.default_root_dir", "/tmp/a.b"])
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_remote_code_is_refused_wherever_it_stands(value: str) -> None:
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        check_arguments(["fit", "--model.init_args.backbone.trust_remote_code", value])
+
+
+def test_what_is_no_configuration_says_so(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        check_arguments(["fit", "-c", str(tmp_path / "broken.yaml")])
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        check_arguments(["fit", "-c", "absent.yaml"])
+
+
+def test_secrets_are_not_saved(monkeypatch) -> None:
+    monkeypatch.setenv("KEY", "hunter2")
+    arguments = ["fit", "--experiment", "${oc.env:KEY}", "-c", "data: {root: 'x/${experiment}'}"]
+    config = {
+        "experiment": "hunter2",
+        "data": {"root": "x/hunter2", "micro_token_budget": 3, "max_branch_tokens": 4, "tokenizer": "tiny"},
+        "hf_token": "abc",
+        "trainer": {"logger": [{"init_args": {"api_key": "k", "password": None}}]},
+    }
+    assert redacted(config, arguments) == {
+        "experiment": "${oc.env:KEY}",
+        "data": {"root": f"x/{REDACTED}", "micro_token_budget": 3, "max_branch_tokens": 4, "tokenizer": "tiny"},
+        "hf_token": REDACTED,
+        "trainer": {"logger": [{"init_args": {"api_key": REDACTED, "password": None}}]},
+    }
+
+
+def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
+    names = []
+    for _ in range(3):
+        path = next_free(tmp_path)
+        path.touch()
+        names.append(path.name)
+    assert names == ["config.yaml", "config.1.yaml", "config.2.yaml"]
