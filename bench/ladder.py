@@ -135,7 +135,8 @@ def interleave_whole(
                 global_batch_tokens=MICRO_TOKENS,
             ).seconds_per_qa
         )
-    return {name: [run() for _ in range(settings.whole_rounds)] for name, run in runs.items()}
+    turns = [{name: run() for name, run in runs.items()} for _ in range(settings.whole_rounds)]
+    return {name: [turn[name] for turn in turns] for name in runs}
 
 
 def _ks(bank: Bank) -> list[int]:

@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from bench.ours import LoraShape, plain_backbone
@@ -87,6 +87,7 @@ class Peer:
         make = _hugging_face if name == "T0" else _trl_defaults if name == "T1" else _trl_tuned
         with quiet():
             self.trainer = make(model, config, common, rows, self._collate, bank)
+        self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(_StepClock(self.laps))
 
     @property
@@ -175,7 +176,7 @@ def _sft(
 def quiet() -> Iterator[None]:
     """The libraries' own warnings and tables are no result."""
     disable_progress_bars()
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft")]
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "lightning.pytorch")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

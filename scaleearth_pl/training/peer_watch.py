@@ -196,7 +196,7 @@ class PeerWatch:
     def _look_at_children(self) -> None:
         for number, child in enumerate(self.children):
             status = child.poll()
-            if status is not None and not self._said("bye", number + 1) and not self._said("knows", number + 1):
+            if status is not None and not self._leaves(number + 1):
                 self._lost(number + 1, f"its process ended with status {status}")
 
     def _look_at(self, other: int) -> None:
@@ -207,12 +207,16 @@ class PeerWatch:
         last, since = self._beats[other]
         if count != last:
             self._beats[other] = (count, now)
-        elif now - since > self.silence_s and not self._said("bye", other):
+        elif now - since > self.silence_s and not self._leaves(other):
             self._lost(other, f"silent for {now - since:.0f} s")
 
     def _lost(self, other: int, why: str) -> None:
         self.fail(PeerLostError.exit_status, f"rank {other} is gone: {why}")
         self._exit(PeerLostError.exit_status, f"rank {other} is gone: {why}")
+
+    def _leaves(self, other: int) -> bool:
+        """True of a rank whose silence is explained: it ended in order, or knows of a failure."""
+        return self._said("bye", other) or self._said("knows", other)
 
     def _said(self, what: str, other: int) -> bool:
         return self.store is not None and bool(self.store.check([f"{what}/{other}"]))

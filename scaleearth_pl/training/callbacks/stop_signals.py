@@ -22,7 +22,6 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 from scaleearth_pl.training.callbacks.checkpoint import Checkpoints, is_last_step
 from scaleearth_pl.training.faults import exit_status, first_line
@@ -83,7 +82,7 @@ class StopSignals(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Saves and leaves if any rank was asked to; a run at its last step is brought to its end instead."""
+        """Saves and leaves if any rank was asked to; a run at its last step goes on to its end, for `grace_s`."""
         if not is_last_step(trainer) and (number := self._agree(trainer)):
             self._leave(trainer, number, save=True)
 
@@ -97,7 +96,7 @@ class StopSignals(Checkpoint):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Leaves amid a validation inside `fit`; the checkpoint from before it stands, so that it is run in full."""
-        if trainer.state.fn is TrainerFn.FITTING and self._fitting and (number := self._agree(trainer)):
+        if self._fitting and not is_last_step(trainer) and (number := self._agree(trainer)):
             self._leave(trainer, number, save=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002

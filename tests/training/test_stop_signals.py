@@ -1,0 +1,234 @@
+"""Signals are taken between steps; ranks whose peers are gone leave; every step draws its own random numbers."""
+
+import multiprocessing as mp
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from fakes.toy_training import ToyModule, toy_loader, toy_trainer
+
+from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.training.callbacks.checkpoint import Checkpoints
+from scaleearth_pl.training.callbacks.rng_state import RngStreams, seed_step
+from scaleearth_pl.training.callbacks.stop_signals import Stopped, StopSignals
+from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO, checkpoints_by_step
+from scaleearth_pl.training.peer_watch import PeerWatch
+from scaleearth_pl.training.requeue import identity, requeue
+from scaleearth_pl.training.run_folder import choose_run, find_last
+
+
+class At(pl.Callback):
+    """Does something at the beginning of a training step, or of a validation batch of the n-th validation."""
+
+    def __init__(self, act: Any, *, step: int | None = None, validation: int | None = None) -> None:
+        self.act, self.step, self.validation, self.seen = act, step, validation, 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            self.act()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen += not trainer.sanity_checking
+        if self.seen == self.validation and not trainer.sanity_checking:
+            self.act()
+
+
+def fit(folder: Path, *callbacks: pl.Callback, steps: int = 9, every: int = 2, **settings: Any) -> Any:
+    trainer = toy_trainer(
+        folder,
+        [Checkpoints(every_n_steps=every), StopSignals(), *callbacks],
+        steps=steps,
+        enable_checkpointing=True,
+        max_epochs=-1,
+        plugins=[DurableCheckpointIO()],
+    )
+    module = ToyModule()
+    trainer.fit(module, toy_loader(3), toy_loader(2), **settings)
+    return module
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [step for step, _ in checkpoints_by_step(folder / "checkpoints")]
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_sigterm_ends_the_step_saves_and_tells(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        fit(tmp_path, At(send, step=4), every=100)
+    assert stopped.value.code == 143
+    assert steps_in(tmp_path) == [5]
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = fit(tmp_path, every=100, ckpt_path=tmp_path / "checkpoints")
+    whole = fit(tmp_path / "whole", every=100)
+    assert all(a.equal(b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_sigterm_amid_a_validation_leaves_the_checkpoint_from_before(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(tmp_path, At(send, validation=2), every=1)
+    assert steps_in(tmp_path) == [4, 5]
+
+
+def test_a_step_before_a_validation_is_saved_after_it_and_the_last_one_never(tmp_path: Path) -> None:
+    class Order(pl.Callback):
+        seen: list[Any] = []
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            self.seen.append(("validation", trainer.global_step, steps_in(tmp_path)))
+
+    fit(tmp_path, Order(), every=1)
+    assert [(step, max(saved, default=0)) for _, step, saved in Order.seen] == [(0, 0), (3, 2), (6, 5), (9, 8)]
+    assert steps_in(tmp_path) == [7, 8]
+
+
+def test_a_run_at_its_last_step_is_brought_to_its_end(tmp_path: Path) -> None:
+    fit(tmp_path, At(send, step=8), every=100)
+    assert steps_in(tmp_path) == []
+
+
+def test_an_early_end_is_saved(tmp_path: Path) -> None:
+    class Enough(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(tmp_path, Enough(), every=100)
+    assert steps_in(tmp_path) == [4]
+
+
+def test_an_exception_gives_the_signals_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def fail() -> None:
+        raise ValueError("bug")
+
+    with pytest.raises(ValueError, match="bug"):
+        fit(tmp_path, At(fail, step=4))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def watched(rank: int, port: int, act: str) -> None:
+    """One of two ranks, in a process of its own."""
+    watch = PeerWatch(rank=rank, world_size=2, address=("127.0.0.1", port), silence_s=3, grace_s=2)
+    watch.start()
+    assert watch.store is not None
+    watch.store.wait(["beat/0", "beat/1"])
+    if rank == 1 and act == "fail":
+        watch.fail(42, "a reason")
+    if act == "part":
+        time.sleep(0.5 * rank)
+        watch.stop()
+        os._exit(0)
+    if rank == 1 and act == "deadline":
+        watch.leave_within(143, "SIGTERM", 0.1)
+    if act == f"kill{rank}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1 and act == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("fail", [42, 42]),
+        ("deadline", [143, 143]),
+        ("part", [0, 0]),
+        ("kill1", [75, -9]),
+        ("kill0", [-9, 75]),
+        ("stop", [75, None]),
+    ],
+)
+def test_no_rank_outlives_the_other(act: str, expected: list[int]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("fork")
+    ranks = [context.Process(target=watched, args=(rank, port, act)) for rank in range(2)]
+    try:
+        for rank in ranks:
+            rank.start()
+        for rank, status in zip(ranks, expected, strict=True):
+            rank.join(30 if status is not None else 0)
+        assert [rank.exitcode for rank in ranks] == expected
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def test_a_step_draws_the_same_whatever_came_before() -> None:
+    seed_step(1, 7, 0)
+    first = draws()
+    draws()
+    seed_step(1, 7, 0)
+    assert draws() == first
+    others = set()
+    for key in ((1, 8, 0), (1, 7, 1), (2, 7, 0)):
+        seed_step(*key)
+        others.add(draws())
+    assert len(others | {first}) == 4
+
+
+def test_another_seed_is_refused_by_name() -> None:
+    streams = RngStreams(seed=3)
+    streams.load_state_dict(streams.state_dict())
+    with pytest.raises(CheckpointError, match=r"seed_everything.*\(3, 4\)"):
+        RngStreams(seed=4).load_state_dict(streams.state_dict())
+
+
+def test_a_slurm_job_finds_its_folder_again(tmp_path: Path, monkeypatch) -> None:
+    for name in ("SCALEEARTH_VERSION", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert choose_run(tmp_path, resume=False, fit=True) == ("slurm-4711", None)
+    folder = tmp_path / "slurm-4711" / "checkpoints"
+    DurableCheckpointIO().save_checkpoint({"global_step": 1}, folder / "step=00000001.ckpt")
+    with pytest.raises(ConfigError, match="checkpoints of an earlier run"):
+        choose_run(tmp_path, resume=False, fit=True)
+    assert choose_run(tmp_path, resume=False, fit=False) == ("slurm-4711", None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.delenv("SCALEEARTH_VERSION")
+    assert choose_run(tmp_path, resume=False, fit=True) == ("slurm-4711", str(folder))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not requeue()
+    monkeypatch.setenv("SLURM_JOB_ID", "1; rm -rf x")
+    with pytest.raises(ConfigError, match="not a SLURM job number"):
+        identity()
+
+
+def test_ranks_without_a_common_name_are_refused(monkeypatch) -> None:
+    for name in ("SLURM_JOB_ID", "SCALEEARTH_VERSION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="export SCALEEARTH_VERSION"):
+        identity()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my/job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert identity() == ("torchrun-my-job", True)
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        find_last(tmp_path)
+
+
+def test_settings_of_checkpoints_are_checked() -> None:
+    for settings in ({"every_n_steps": 0}, {"keep": 1}):
+        with pytest.raises(ConfigError):
+            Checkpoints(**settings)  # type: ignore[arg-type]
