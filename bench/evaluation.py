@@ -17,7 +17,7 @@ from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.generate import greedy, prompts_only
 from scaleearth_pl.model.shared_image import encode_images
 
-BATCH_SIZES = (4, 10, 25, 50, 100)
+BATCH_SIZES = (5, 10, 25, 50)
 NO_END = -1
 
 

@@ -57,7 +57,7 @@ class LadderSettings:
     """
 
     rounds: int = 5
-    peer_questions: int = 48
+    peer_questions: int = 32
     whole_rounds: int = 2
     whole_steps: int = 4
     grad_questions: int = 100

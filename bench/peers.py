@@ -23,6 +23,7 @@ from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from bench.ours import LoraShape, plain_backbone
@@ -176,6 +177,7 @@ def _sft(
 def quiet() -> Iterator[None]:
     """The libraries' own warnings and tables are no result."""
     disable_progress_bars()
+    disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft", "lightning.pytorch")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -58,6 +58,9 @@ class TreeTraining(pl.LightningModule):
         """Share of trees gated by SSE-U's prediction at this step."""
         return 0.0
 
+    def finish_gradients(self) -> None:
+        """Called between the last backward and clipping; the strategy has averaged over ranks already."""
+
     # -- optimisation ------------------------------------------------------------------------------------------
 
     @property
@@ -84,6 +87,7 @@ class TreeTraining(pl.LightningModule):
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         n_supervised, trust = self._over_ranks([batch.n_supervised, batch.nll_weight])
         losses = [self._backward(micro, n_supervised, trust, last=micro is batch.micro[-1]) for micro in batch.micro]
+        self.finish_gradients()
         norms = clip_groups(optimizer, self.optim.clip_norm)
         lrs = {str(g["name"]): float(g["lr"]) for g in optimizer.param_groups}
         optimizer.step()

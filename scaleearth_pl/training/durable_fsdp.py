@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from scaleearth_pl.core.errors import CheckpointError
 from scaleearth_pl.training.checkpoint_io import from_rank_zero, resolve
@@ -67,4 +69,18 @@ class DurableModelParallelStrategy(ModelParallelStrategy):
             raise CheckpointError("a checkpoint is never unpickled", file=checkpoint_path, field="weights_only")
         chosen = resolve(Path(checkpoint_path))
         path = from_rank_zero(checked) if chosen == Path(checkpoint_path) else chosen
+        if path.is_file():
+            # Lightning takes the weights out before the module's hook can compare their names.
+            assert self.lightning_module is not None
+            self.lightning_module.on_load_checkpoint(torch.load(path, mmap=True, weights_only=True))
         return super().load_checkpoint(path, weights_only=True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole on rank 0 or sharded; where loading is not strict (adapters) the frozen base is not even gathered."""
+        assert self.lightning_module is not None and self.model is not None
+        options = StateDictOptions(
+            full_state_dict=not self.sharded_files,
+            cpu_offload=True,
+            ignore_frozen_params=not self.lightning_module.strict_loading,
+        )
+        return dict(get_model_state_dict(self.model, options=options))

@@ -63,6 +63,7 @@ class PeerWatch:
             host, port = address
             self.store = TCPStore(host, port, world_size, rank == 0, timedelta(seconds=60), wait_for_workers=False)
         self._deadline: tuple[float, int, str] | None = None
+        self._word: tuple[int, str] | None = None
         self._signals: tuple[int, dict[int, tuple[int, float]]] | None = None
         self._over = threading.Event()
         self._beats: dict[int, tuple[int, float]] = {}
@@ -105,7 +106,7 @@ class PeerWatch:
             (status, reason) of the rank that failed first, where this one only lost its connection to it.
         """
         self.leave_within(status, reason)
-        echo = None
+        echo = self._word if status == PeerLostError.exit_status else None
         if self.store is None or self._over.is_set():
             return echo
         try:
@@ -189,7 +190,8 @@ class PeerWatch:
         assert self.store is not None
         self.store.set(f"knows/{self.rank}", "1")
         status, reason = int(str(word["status"])), f"rank {word['rank']}: {word['reason']}"
-        if word["rank"] != self.rank and self._deadline is None:
+        self._word = (status, reason) if word["rank"] != self.rank else None
+        if self._word and self._deadline is None:
             # Most failures are seen by all ranks at once: those get the time to say it in their own words.
             self.leave_within(status, reason, seconds=3.0)
 

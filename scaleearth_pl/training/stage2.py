@@ -24,6 +24,7 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.optim import OptimConfig
 from scaleearth_pl.training.provenance import current_commit
+from scaleearth_pl.training.sharding import average_gradients, shard_frozen
 
 
 class Stage2(TreeTraining):
@@ -84,6 +85,7 @@ class Stage2(TreeTraining):
         )
         if self.adapter is not None:
             apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
+        shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Adapters, thresholds (empty where the gate does not learn) and SSE-U (empty where there is none)."""
@@ -93,6 +95,11 @@ class Stage2(TreeTraining):
             "thresholds": [p for p in self.model.gate_parameters() if p.requires_grad],
             "sse_u": [] if head is None else list(head.parameters()),
         }
+
+    def finish_gradients(self) -> None:
+        """DDP has averaged already; where the base is sharded, what trains is replicated and averaged here."""
+        if self.device_mesh is not None:
+            average_gradients(p for p in self.parameters() if p.requires_grad)
 
     def lambda_eff(self) -> float:
         """lambda_gsd times its ramp."""
@@ -114,6 +121,8 @@ class Stage2(TreeTraining):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint whose names do not match: `strict` is off only for the frozen base."""
+        if "state_dict" not in checkpoint:  # FSDP2 has loaded it, after the same check
+            return
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         found = set(checkpoint["state_dict"])
         if trained != found:

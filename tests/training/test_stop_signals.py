@@ -125,6 +125,8 @@ def watched(rank: int, port: int, act: str) -> None:
     watch.start()
     assert watch.store is not None
     watch.store.wait(["beat/0", "beat/1"])
+    watch.store.set(f"ready/{rank}", "1")
+    watch.store.wait([f"ready/{1 - rank}"] if act == f"kill{rank}" else [])  # the other may still be in its own wait
     if rank == 1 and act == "fail":
         watch.fail(42, "a reason")
     if act == "part":
