@@ -1,6 +1,6 @@
 """Every YAML in `experiments/` is found, explains itself, parses on its base, and runs (on a fake corpus).
 
-`corpus/` is left out: those files belong to `scaleearth prepare` and are run by its tests.
+`corpus/` and `falsify/` are left out: `scaleearth prepare` and `scaleearth falsify` read those, and their tests run them.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from fakes.runs import EXPERIMENTS, fit
 
 from scaleearth_pl.cli import main
 
-FILES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if p.parent.name != "corpus")
+FILES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if p.parent.name not in ("corpus", "falsify"))
 BASES = [EXPERIMENTS / "stage1.yaml", EXPERIMENTS / "stage2.yaml"]
 OVERLAYS = [path for path in FILES if path not in BASES]
 VARIANTS = [path for path in OVERLAYS if path.parent.name in ("baseline", "ablation")]

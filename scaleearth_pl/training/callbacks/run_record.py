@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class RunRecord(Callback):
             "stage": type(module).__name__.lower(),
             "size": self.size,
             "corpus": Path(module.datamodule.root).name,
+            "corpus_hash": module.datamodule.index.content_hash,
             "commit": current_commit(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "steps": trainer.global_step,
@@ -70,8 +72,13 @@ class RunRecord(Callback):
             "device": module.device.type if module.device.type == "cpu" else torch.cuda.get_device_name(module.device),
             "seconds": {"fit": round(seconds, 2)},
             "qas_per_second": round(self.n_questions * trainer.world_size / seconds, 2),
-            "stage1": getattr(module, "init_from", None),
+            "stage1": where_it_is(getattr(module, "init_from", None)),
         }
+
+
+def where_it_is(folder: str | None) -> str | None:
+    """`folder` without links, so that `latest` of today is not taken for `latest` of tomorrow."""
+    return None if folder is None else os.path.relpath(os.path.realpath(folder))
 
 
 def mean_gates(model: Any) -> dict[str, dict[str, float]]:

@@ -1,0 +1,163 @@
+"""Trains what is missing: every variant of every seed as a process of its own, a few at a time.
+
+A run is `scaleearth fit`, the very command of the Makefile, in the folder that `make stage2` and `make compare` use too,
+so runs made by either are taken over. A finished run is taken over only if it answers for the corpus that is there now
+(its content hash is in run.json) and grew from the stage 1 of its seed; anything else is trained again, beside it.
+
+One thread per process: at tiny size two processes of one thread do about 1.6 times the work of one with two.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
+
+LOG = "falsify.log"
+FAST = ("--trainer.max_steps", "40", "--data.limit_images", "64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs share.
+
+    Attributes:
+        size: `experiments/size/<size>.yaml`.
+        corpus: folder of shards.
+        runs: where runs go.
+        workers: processes at a time.
+        fast: a smoke test, forty steps each.
+    """
+
+    size: str = "tiny"
+    corpus: Path = Path("data_shards/world")
+    runs: Path = Path("runs")
+    workers: int = 2
+    fast: bool = False
+
+    def tag(self, seed: int) -> str:
+        """As in the Makefile, except that smoke tests keep to themselves."""
+        return f"{self.size}-{self.corpus.name}{'' if seed == 1 else f'-seed{seed}'}{'-fast' if self.fast else ''}"
+
+    def stage1(self, seed: int) -> Path:
+        """Folder of experiment `stage1`."""
+        return self.runs / f"stage1-{self.tag(seed)}"
+
+    def run(self, variant: str, seed: int) -> Path:
+        """Folder of a variant's experiment."""
+        return self.runs / f"{'stage2' if variant == OURS else variant}-{self.tag(seed)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One process: its name, command, and the folder that it makes."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+
+
+def corpus_hash(corpus: Path) -> str:
+    """Content hash of a corpus; `ConfigError` where there is none."""
+    try:
+        return str(json.loads((corpus / "index.json").read_text())["content_hash"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError("no corpus", file=corpus / "index.json", remedy="make shards") from error
+
+
+def finished(folder: Path, corpus: Path, *, needs: str, stage1: Path | None = None) -> bool:
+    """Whether `folder`/latest holds `needs`, was trained on the corpus as it is now, and from `stage1`/latest."""
+    latest = folder / "latest"
+    if not (latest / needs).exists():
+        return False
+    try:
+        record = json.loads((latest / "run.json").read_text())
+    except (OSError, ValueError):
+        return False
+    grew_from = None if stage1 is None else (stage1 / "latest/hf").resolve()
+    same = stage1 is None or Path(record.get("stage1") or "").resolve() == grew_from
+    return bool(same and record.get("corpus_hash") == corpus_hash(corpus))
+
+
+def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[str, list[Path]]:
+    """Trains and tests what is not there; returns the run folders by variant, in the order of `seeds`.
+
+    Raises:
+        ConfigError: a process failed; its log is named.
+    """
+    first = [stage1_job(setting, s) for s in seeds if not finished(setting.stage1(s), setting.corpus, needs="hf")]
+    run_all(first, setting.workers, title="stage 1")
+    second = [
+        variant_job(plan, setting, name, seed)
+        for seed in seeds
+        for name in plan.variants
+        if not finished(setting.run(name, seed), setting.corpus, needs="predictions.jsonl", stage1=setting.stage1(seed))
+    ]
+    run_all(second, setting.workers, title="stage 2")
+    return {name: [setting.run(name, seed) / "latest" for seed in seeds] for name in plan.variants}
+
+
+def stage1_job(setting: Setting, seed: int) -> Job:
+    """The command of `make stage1`."""
+    overlay = Path("experiments/data") / f"{setting.corpus.name}_stage1.yaml"
+    extra = ("-c", str(overlay)) if overlay.exists() else ()
+    folder = setting.stage1(seed)
+    return Job(name=folder.name, command=_fit("stage1", setting, extra, seed, folder), folder=folder)
+
+
+def variant_job(plan: Plan, setting: Setting, variant: str, seed: int) -> Job:
+    """The command of `make stage2` with the variant's overlays."""
+    overlays = [word for overlay in plan.variants[variant] for word in ("-c", overlay)]
+    folder = setting.run(variant, seed)
+    command = _fit("stage2", setting, overlays, seed, folder)
+    init = ("--model.init_args.init_from", str(setting.stage1(seed) / "latest/hf"), "--test_after_fit", "true")
+    return Job(name=folder.name, command=(*command, *init), folder=folder)
+
+
+def _fit(stage: str, setting: Setting, overlays: Iterable[str], seed: int, folder: Path) -> tuple[str, ...]:
+    data = Path("experiments/data") / f"{setting.corpus.name}.yaml"
+    return (
+        *(sys.executable, "-m", "scaleearth_pl", "fit", "-c", f"experiments/{stage}.yaml"),
+        *("-c", f"experiments/size/{setting.size}.yaml", *(("-c", str(data)) if data.exists() else ()), *overlays),
+        *("--experiment", folder.name, "--runs_dir", str(setting.runs), "--data.root", str(setting.corpus)),
+        *("--seed_everything", str(seed), "--data.seed", str(seed), *(FAST if setting.fast else ())),
+    )
+
+
+def run_all(jobs: Sequence[Job], workers: int, *, title: str) -> None:
+    """Runs `jobs`, `workers` at a time, with a progress bar; the first failure stops the rest."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool:
+        task = progress.add_task(title, total=len(jobs))
+        waiting = [pool.submit(run_one, job, workers) for job in jobs]
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                progress.advance(task)
+        except BaseException:
+            pool.shutdown(cancel_futures=True, wait=False)
+            raise
+
+
+def run_one(job: Job, workers: int) -> None:
+    """One process, its output in `<folder>/falsify.log`; `ConfigError` if it fails."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    log = job.folder / LOG
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.pop("SCALEEARTH_VERSION", None)
+    with log.open("wb") as out:
+        done = subprocess.run(job.command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise ConfigError(
+            f"run ended with status {done.returncode}: {' '.join(last)}", file=log, field="run", value=job.name
+        )
