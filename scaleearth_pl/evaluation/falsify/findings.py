@@ -1,0 +1,244 @@
+"""The tests of the plan, each from predictions to a `Finding`.
+
+Seeds enter as the mean over seeds of the same question (or image); resamples are over places, which all seeds share. So
+an interval says how sure the result is for other places, and the list of seeds says how much it owes to luck.
+
+Legend of shape suffixes: S seeds, N questions, I images, G grid points, R resamples.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.gsd import log10_gsd
+from scaleearth_pl.evaluation.falsify.plan import Hypothesis
+from scaleearth_pl.evaluation.falsify.resample import Places, Weights
+from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic
+from scaleearth_pl.evaluation.groups import correctness, group_masks
+from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
+
+Rows = Sequence[Prediction]
+SLOW_RESAMPLES = 2000
+"""Resamples of statistics that are no means."""
+
+
+def difference(
+    hypothesis: Hypothesis, ours: Sequence[Rows], twin: Sequence[Rows], group: str, places: Places
+) -> Finding:
+    """Accuracy of ours minus the twin's on the questions of `group`, paired; and on all questions, for the record."""
+    rows, difference_SN = paired(ours, twin)
+    mask_N = group_masks(rows).get(group)
+    if mask_N is None:
+        raise ConfigError("no question of this group was answered", field="group", value=group)
+    bars = hypothesis.bars
+    statistic = _mean(
+        f"ours - {bars['twin']}, {group.partition('/')[2] or group}",
+        difference_SN[:, mask_N],
+        _of(rows, mask_N),
+        places,
+    )
+    judged = _with(statistic, low=bars["bound"], smallest=bars["smallest"], every_seed=True)
+    everything = _mean(f"ours - {bars['twin']}, all questions", difference_SN, [r.place_id for r in rows], places)
+    note = f"over all questions {_signed(everything)}"
+    return finding(hypothesis, [judged], notes=[note])
+
+
+def edges(hypothesis: Hypothesis, ours: Sequence[Rows], twin: Sequence[Rows], places: Places) -> Finding:
+    """Accuracy of ours minus the twin's near the edges of the buckets, and away from them."""
+    rows, difference_SN = paired(ours, twin)
+    distance_N = np.min(
+        [
+            np.abs([log10_gsd(r.gsd_m) - log10_gsd(edge) if r.gsd_m else np.inf for r in rows])
+            for edge in hypothesis.bars["edges_m"]
+        ],
+        axis=0,
+    )
+    near_N = distance_N <= hypothesis.bars["within_decades"]
+    statistics = [
+        _mean(f"ours - {hypothesis.bars['twin']}, {where}", difference_SN[:, mask_N], _of(rows, mask_N), places)
+        for where, mask_N in (("near an edge", near_N), ("elsewhere", ~near_N))
+        if mask_N.any()
+    ]
+    return finding(hypothesis, statistics, notes=[f"{int(near_N.sum())} questions lie near an edge"])
+
+
+def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], places: Places) -> Finding:
+    """SSE-U's calibration ratio, coverage and rank correlation, on images whose GSD is trusted."""
+    known = [[r for r in readings if r.gsd_m is not None and r.provenance_weight > 0] for readings in seeds]
+    error_SI = np.array([[abs(r.mu - log10_gsd(r.gsd_m or 1.0)) for r in readings] for readings in known])
+    sigma_SI = np.array([[r.sigma for r in readings] for readings in known])
+    of_image = [r.place_id for r in known[0]]
+
+    def ratio(weight_I: Weights, seed: slice = slice(None)) -> float:
+        return float(
+            np.average(error_SI[seed].mean(0), weights=weight_I) / np.average(sigma_SI[seed].mean(0), weights=weight_I)
+        )
+
+    def coverage(weight_I: Weights, seed: slice = slice(None)) -> float:
+        inside_I = (error_SI[seed] <= 1.6449 * sigma_SI[seed]).mean(0)
+        return float(np.average(inside_I, weights=weight_I))
+
+    def correlation(weight_I: Weights, seed: slice = slice(None)) -> float:
+        pairs = zip(error_SI[seed], sigma_SI[seed], strict=True)
+        return float(np.mean([spearman(e, s, weight_I) for e, s in pairs]))
+
+    ones = np.ones(len(of_image))
+    statistics = []
+    for name, function in (("ratio", ratio), ("coverage90", coverage), ("rank_correlation", correlation)):
+        statistics.append(
+            Statistic(
+                name=name.replace("_", " "),
+                estimate=function(ones),
+                resamples=places.apply(function, of_image, limit=SLOW_RESAMPLES),
+                seeds=tuple(function(ones, slice(i, i + 1)) for i in range(len(known))),
+                **hypothesis.bars[name],
+            )
+        )
+    return finding(hypothesis, statistics)
+
+
+def policy(hypothesis: Hypothesis, oracle: Sequence[Rows], predicted: Sequence[Rows], places: Places) -> Finding:
+    """Accuracy under the predicted GSD minus accuracy under the true one, where there are cues."""
+    rows, difference_SN = paired(predicted, oracle)
+    mask_N = np.array([r.has_scale_cue is hypothesis.bars["cue"] for r in rows])
+    name = f"{hypothesis.bars['policy']} - metadata, scenes with{'' if hypothesis.bars['cue'] else 'out'} cues"
+    statistic = _mean(name, difference_SN[:, mask_N], _of(rows, mask_N), places)
+    return finding(hypothesis, [_with(statistic, low=hypothesis.bars["bound"])])
+
+
+def spoofing(
+    hypothesis: Hypothesis,
+    grid_m: Sequence[float],
+    correct_SGN: NDArray[np.float64],
+    rows: Rows,
+    places: Places,
+) -> Finding:
+    """Distance in decades between the truth and the middle of the best region, the mean over bands of true GSD."""
+    grid_G = np.log10(np.asarray(grid_m))
+    truths = [log10_gsd(m) for m in hypothesis.bars["truths_m"]]
+    gsd_N = np.array([log10_gsd(r.gsd_m) if r.gsd_m else np.nan for r in rows])
+    bands_N = [np.abs(gsd_N - truth) <= 0.25 for truth in truths]
+    of_question = [r.place_id for r in rows]
+
+    def distances(weight_N: Weights, correct_GN: NDArray[np.float64]) -> list[float]:
+        found = []
+        for truth, band_N in zip(truths, bands_N, strict=True):
+            weight = weight_N * band_N
+            if weight.sum():
+                found.append(
+                    abs(
+                        plateau(grid_G, correct_GN @ weight / weight.sum(), hypothesis.bars["within_points"])[0] - truth
+                    )
+                )
+        return found
+
+    def mean_distance(weight_N: Weights, correct_GN: NDArray[np.float64]) -> float:
+        return float(np.mean(distances(weight_N, correct_GN) or [np.nan]))
+
+    ones, over_seeds_GN = np.ones(len(rows)), correct_SGN.mean(0)
+    statistic = Statistic(
+        name="distance of the middle of the best region from the truth, decades",
+        estimate=mean_distance(ones, over_seeds_GN),
+        resamples=places.apply(lambda w: mean_distance(w, over_seeds_GN), of_question, limit=SLOW_RESAMPLES),
+        seeds=tuple(mean_distance(ones, correct_GN) for correct_GN in correct_SGN),
+        high=hypothesis.bars["high"],
+    )
+    notes = [
+        _band_note(grid_G, over_seeds_GN, m, band, hypothesis)
+        for m, band in zip(hypothesis.bars["truths_m"], bands_N, strict=True)
+    ]
+    return finding(hypothesis, [statistic], notes=notes)
+
+
+def plateau(grid_G: NDArray[np.float64], accuracy_G: NDArray[np.float64], within: float) -> tuple[float, float, float]:
+    """(middle, from, to) in decades of the points within `within` of the maximum, as one region around the maximum.
+
+    The gate is monotone, so the fine side may be flat: the region's ends are given with its middle.
+    """
+    best = int(np.argmax(accuracy_G))
+    good_G = accuracy_G >= accuracy_G[best] - within
+    first = last = best
+    while first > 0 and good_G[first - 1]:
+        first -= 1
+    while last < len(good_G) - 1 and good_G[last + 1]:
+        last += 1
+    return float((grid_G[first] + grid_G[last]) / 2), float(grid_G[first]), float(grid_G[last])
+
+
+def spearman(a_I: NDArray[np.float64], b_I: NDArray[np.float64], weight_I: Weights) -> float:
+    """Spearman's rank correlation with frequency weights; NaN where one of them is constant."""
+    a, b = rankdata(np.repeat(a_I, weight_I.astype(int))), rankdata(np.repeat(b_I, weight_I.astype(int)))
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def paired(ours: Sequence[Rows], twin: Sequence[Rows]) -> tuple[Rows, NDArray[np.float64]]:
+    """The questions in the order of the first run, and the differences of correctness [S, N].
+
+    Raises:
+        ConfigError: other questions, or another number of seeds.
+    """
+    order = [row.key for row in ours[0]]
+    if len(ours) != len(twin) or any(sorted(r.key for r in rows) != sorted(order) for rows in (*ours, *twin)):
+        raise ConfigError("runs were not evaluated on the same questions", field="predictions.jsonl")
+    both = [[_in_order(rows, order) for rows in side] for side in (ours, twin)]
+    return ours[0], np.stack([correctness(a) - correctness(b) for a, b in zip(*both, strict=True)])
+
+
+def finding(hypothesis: Hypothesis, statistics: Sequence[Statistic], *, notes: Sequence[str] = ()) -> Finding:
+    """Statistics under the hypothesis's name."""
+    return Finding(
+        name=hypothesis.name,
+        claim=hypothesis.claim,
+        headline=hypothesis.headline,
+        description=hypothesis.description,
+        statistics=tuple(statistics),
+        notes=tuple(notes),
+    )
+
+
+def _mean(name: str, value_SN: NDArray[np.float64], of_row: Sequence[str], places: Places) -> Statistic:
+    mean_N = value_SN.mean(0)
+    return Statistic(
+        name=name,
+        estimate=float(mean_N.mean()),
+        resamples=places.means(mean_N, of_row),
+        seeds=tuple(float(v) for v in value_SN.mean(1)),
+    )
+
+
+def _with(statistic: Statistic, **bars: Any) -> Statistic:
+    return dataclasses.replace(statistic, **bars)
+
+
+def _of(rows: Rows, mask_N: NDArray[np.bool_]) -> list[str]:
+    return [row.place_id for row, kept in zip(rows, mask_N, strict=True) if kept]
+
+
+def _in_order(rows: Rows, order: Sequence[tuple[str, str]]) -> list[Prediction]:
+    by_key = {row.key: row for row in rows}
+    return [by_key[key] for key in order]
+
+
+def _signed(statistic: Statistic) -> str:
+    low, high = statistic.interval(0.05)
+    return f"{100 * statistic.estimate:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _band_note(
+    grid_G: NDArray[np.float64],
+    correct_GN: NDArray[np.float64],
+    truth_m: float,
+    band_N: NDArray[np.bool_],
+    h: Hypothesis,
+) -> str:
+    if not band_N.any():
+        return f"no image near {truth_m:g} m"
+    middle, first, last = plateau(grid_G, correct_GN[:, band_N].mean(1), h.bars["within_points"])
+    return f"true {truth_m:g} m: best from {10**first:.2g} to {10**last:.2g} m, middle {10**middle:.2g} m"
