@@ -3,7 +3,8 @@
 The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to
 the builder, and `--set` replaces them (`images.train=100` reaches inside). A corpus is built in `<out>.partial` and
 renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
-settings: the same settings find the work done, others are refused instead of mixed.
+settings and, of a corpus that is made and not converted, the digest of the generator's source: the same find the work
+done, others are refused instead of mixed. So an edited generator never passes for the one that made the corpus.
 """
 
 import argparse
@@ -23,13 +24,18 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 
 RECORD_NAME = "corpus.json"
+QUARANTINE_NAME = "quarantine.jsonl"
+EXIT_LEFT_OUT = 3
 NOT_CONTENT = ("out", "processes")
 """Keys that change no byte of a corpus."""
 
 
 @dataclass(frozen=True)
 class Builder:
-    """A module with `build(config: dict[str, Any], out: Path) -> Path`, and its VERSION, if output depends on one."""
+    """A module with `build(config: dict[str, Any], out: Path) -> Path`.
+
+    If its output is `versioned`, it also has `VERSION: str` and `generator() -> str`, the digest of its source.
+    """
 
     module: str
     versioned: bool = False
@@ -38,6 +44,7 @@ class Builder:
 BUILDERS = {
     "world": Builder("scaleearth_pl.prepare.world.build", versioned=True),
     "rsvqa": Builder("scaleearth_pl.prepare.rsvqa"),
+    "archives": Builder("scaleearth_pl.prepare.importers.build"),
 }
 
 
@@ -58,9 +65,11 @@ def prepare(file: Path, changes: Sequence[str] = ()) -> Path:
     version = module.VERSION if builder.versioned else "1"
     record = {"config": {k: v for k, v in config.items() if k not in NOT_CONTENT}, "builder": builder.module}
     record = {**record, "version": version, "config_hash": config_hash(record, version)}
+    if builder.versioned:
+        record["generator"] = module.generator()
     console = Console(stderr=True)
-    if is_there(out, record):
-        console.print(f"{out}: corpus is there, built from the same settings; nothing to do")
+    if is_there(out, record, file):
+        console.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
         return out
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -115,37 +124,48 @@ def apply_change(config: dict[str, Any], change: str) -> None:
     config[last] = yaml.safe_load(text)
 
 
-def is_there(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether `out` is this corpus, finished; False if there is nothing; raises for anything else."""
+def is_there(out: Path, record: Mapping[str, Any], file: Path) -> bool:
+    """Whether `out` is this corpus of `file`, finished; False if there is nothing; raises for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     remedy = f"delete {out}, or build into another folder with --out"
     if not (out / INDEX_NAME).is_file():
         raise ConfigError("folder holds something that is not a finished corpus", file=out, remedy=remedy)
-    try:
-        found = json.loads((out / RECORD_NAME).read_text()).get("config_hash")
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if found != record["config_hash"]:
-        raise ConfigError(
-            "folder holds a corpus that was built from other settings",
-            file=out / RECORD_NAME,
-            field="config_hash",
-            value=found,
-            remedy=remedy,
-        )
+    found = read_record(out)
+    for field, problem, way_out in (
+        ("version", "corpus was made by another generator", rebuild(out, file)),
+        ("config_hash", "folder holds a corpus that was built from other settings", remedy),
+        ("generator", "corpus was made by another generator", rebuild(out, file)),
+    ):
+        if found.get(field) != record.get(field):
+            raise ConfigError(problem, file=out / RECORD_NAME, field=field, value=found.get(field), remedy=way_out)
     return True
 
 
+def read_record(out: Path) -> dict[str, Any]:
+    """What `corpus.json` remembers; nothing, where it is absent or no mapping."""
+    try:
+        found = json.loads((out / RECORD_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def rebuild(out: Path, file: Path) -> str:
+    """The remedy for a stale corpus, as a command."""
+    return f"rebuild with: rm -r {out} && scaleearth prepare {file} --out {out} (results on the old one do not compare)"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status. Typed errors are left to the caller."""
+    """Command line; returns the exit status: 3 where the importer left something out. Typed errors are the caller's."""
     parser = argparse.ArgumentParser(prog="scaleearth prepare", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="YAML of experiments/corpus/")
     parser.add_argument("--out", type=Path, help="folder to build, instead of the file's `out`")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a setting")
     given = parser.parse_args(argv)
-    prepare(given.file, [*given.set, *([f"out={given.out}"] if given.out else [])])
-    return 0
+    out = prepare(given.file, [*given.set, *([f"out={given.out}"] if given.out else [])])
+    left_out = out / QUARANTINE_NAME
+    return EXIT_LEFT_OUT if left_out.is_file() and left_out.stat().st_size else 0
 
 
 if __name__ == "__main__":

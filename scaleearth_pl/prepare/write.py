@@ -10,6 +10,7 @@ lies on the disk.
 """
 
 import errno
+import hashlib
 import re
 import shutil
 import zlib
@@ -39,7 +40,8 @@ class ShardWriter:
         corpus: name of the corpus, stored in the index.
         boundaries: tier boundaries in metres per pixel, stored in the index.
         samples_per_shard: images in one tar file.
-        content_hash: what the builder says identifies the content (its configuration's hash), stored as it is.
+        content_hash: what the builder says identifies the content (its configuration's hash), stored as it is; empty
+            takes the digest of the shards' own bytes.
         overwrite: replace a corpus that already has an index; otherwise it is refused.
     """
 
@@ -101,7 +103,7 @@ class ShardWriter:
             self._scan,
             corpus=self.corpus,
             boundaries=self.boundaries,
-            content_hash=self.content_hash,
+            content_hash=self.content_hash or self._digest(),
         )
 
     def __enter__(self) -> Self:
@@ -152,6 +154,9 @@ class ShardWriter:
         if sample.image_id in self._ids:
             raise SampleError("image_id was written before", file=where, field="image_id", value=sample.image_id)
         self._ids.add(sample.image_id)
+
+    def _digest(self) -> str:
+        return hashlib.sha256("".join(entry["sha256"] for entry in self._scan.entries).encode()).hexdigest()
 
     def _key(self, image_id: str) -> str:
         # WebDataset cuts a name at its first dot and ustar headers end at 100 bytes: odd ids get a checksum instead.

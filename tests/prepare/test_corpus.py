@@ -8,7 +8,8 @@ import pytest
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.corpus import main, prepare, read_config
-from scaleearth_pl.prepare.world.config import WorldConfig
+from scaleearth_pl.prepare.world import build
+from scaleearth_pl.prepare.world.config import WorldConfig, generator
 
 SMALL = "kind: world\nimages: {train: 9, val: 3, test: 3}\nimage_px: 64\nprocesses: 1\n"
 
@@ -62,6 +63,43 @@ def test_other_settings_are_refused_by_name(built):
     file, _ = built
     with pytest.raises(ConfigError, match=r"other settings.*config_hash.*--out"):
         main([str(file), "--set", "seed=8"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("generator", lambda: "edited"), ("VERSION", "0")])
+def test_a_corpus_of_another_generator_is_refused_with_the_way_to_rebuild(built, monkeypatch, name, value):
+    file, out = built
+    monkeypatch.setattr(build, name, value)
+    with pytest.raises(
+        ConfigError, match=rf"another generator.*rebuild with: rm -r {out} && scaleearth prepare {file}"
+    ):
+        main([str(file)])
+    monkeypatch.undo()
+    assert prepare(file) == out
+
+
+def test_a_corpus_without_record_is_refused(built, tmp_path):
+    file, out = built
+    (tmp_path / "index.json").write_bytes((out / "index.json").read_bytes())
+    for text in (None, "[]", "{", "{}"):
+        if text is not None:
+            (tmp_path / "corpus.json").write_text(text)
+        with pytest.raises(ConfigError, match="another generator"):
+            main([str(file), "--out", str(tmp_path)])
+
+
+def test_generator_digest_sees_edits_and_names_but_no_line_ends(tmp_path):
+    def digest(**files: bytes) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / f"{name}.py").write_bytes(text)
+        return generator(folder)
+
+    one = digest(a=b"x = 1\n", b=b"y = 2\n")
+    assert digest(b=b"y = 2\r\n", a=b"x = 1\r\n") == one
+    others = [digest(a=b"x = 2\n", b=b"y = 2\n"), digest(a=b"x = 1\n", c=b"y = 2\n"), digest(a=b"x = 1\ny = 2\n")]
+    assert len({one, *others}) == 4
+    assert len(generator()) == 64
 
 
 def test_a_folder_that_is_no_corpus_is_left_alone(built, tmp_path):

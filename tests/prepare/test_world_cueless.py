@@ -15,7 +15,6 @@ from scaleearth_pl.prepare.world.render import expose, render
 from scaleearth_pl.prepare.world.selfsimilar import BASES, compose_self_similar
 
 GSDS_M = (0.06, 50.0)
-N_PLACES = 120
 N_PX = 128
 
 
@@ -33,10 +32,10 @@ def statistics_of(levels: np.ndarray) -> list[float]:
     return [*found, *np.quantile(slope, [0.5, 0.9, 0.99])]
 
 
-def images(labels: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def images(labels: tuple[str, ...], seed: int, n_places: int) -> tuple[np.ndarray, np.ndarray]:
     """Statistics [images, S] and whether the GSD is the large one, two images a place."""
     rows = []
-    for index in range(N_PLACES):
+    for index in range(n_places):
         rng = np.random.default_rng([seed, index])
         label = labels[index % len(labels)]
         scene = (
@@ -46,7 +45,7 @@ def images(labels: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
         for number in range(2):
             day = np.random.default_rng([seed, index, number])
             rows.append(statistics_of(expose(render(scene, aim(day, place, number, N_PX)), day, noise_levels=2.0)))
-    return np.array(rows), np.tile([0.0, 1.0], N_PLACES)
+    return np.array(rows), np.tile([0.0, 1.0], n_places)
 
 
 def accuracy(features: np.ndarray, large: np.ndarray, *, ridge: float = 20.0, folds: int = 6) -> float:
@@ -63,21 +62,21 @@ def accuracy(features: np.ndarray, large: np.ndarray, *, ridge: float = 20.0, fo
 
 
 def test_without_cues_no_better_than_chance():
-    """240 images: chance is 50 %, its standard deviation 3.2 %; the bound is 2.2 of them above."""
-    assert accuracy(*images(tuple(BASES), seed=11)) < 0.57
+    """200 images: chance is 50 %, its standard deviation 3.5 %; the bound is two of them above."""
+    assert accuracy(*images(tuple(BASES), seed=11, n_places=100)) < 0.57
 
 
 def test_control_with_cues_the_same_classifier_can_tell():
-    assert accuracy(*images(tuple(ARCHETYPES), seed=11)) > 0.8
+    assert accuracy(*images(tuple(ARCHETYPES), seed=11, n_places=40)) > 0.8
 
 
 @pytest.mark.parametrize("label", list(BASES))
 def test_objects_seen_are_as_many_at_every_gsd(label):
     """Mean number of subjects of 3 to 110 px around the centre, over places: equal within a quarter across decades."""
     counts = dict.fromkeys((0.06, 1.0, 50.0), 0)
-    for seed in range(150):
+    for seed in range(100):
         scene = compose_self_similar(np.random.default_rng([seed, 5]), label)
         for gsd_m in counts:
             counts[gsd_m] += sum(3 <= s.size_m / gsd_m <= 110 for s in scene.subjects)
     assert max(counts.values()) < 1.25 * min(counts.values())
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 66

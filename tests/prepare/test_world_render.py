@@ -27,15 +27,7 @@ def one(thing: Blob | Ribbon | Building, base: str = "grass") -> Scene:
     return Scene(seed=1, label="heath", base=base, sun=(0.6, 0.8), things=(thing,), subjects=())
 
 
-CITY = pytest.param(
-    "city",
-    marks=pytest.mark.xfail(
-        strict=True, reason="from 25 to 50 m a city's mean shifts by 2 of 255 levels: known, frozen in world version 1"
-    ),
-)
-
-
-@pytest.mark.parametrize("label", [*(CITY if label == "city" else label for label in ARCHETYPES), *BASES])
+@pytest.mark.parametrize("label", [*ARCHETYPES, *BASES])
 def test_rendering_coarser_equals_averaging_finer(label):
     """Per image: mean difference below 6 levels and mean shift below 0.8; over all GSDs of a place below 2 levels.
 

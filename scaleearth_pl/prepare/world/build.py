@@ -2,7 +2,8 @@
 
 Questions are balanced in this process over blocks of `BLOCK_IMAGES`, after drawing and in the order of the images: the
 corpus is the same byte for byte whatever the number of processes. Its `content_hash` covers every sample's JSON, that
-is every question, answer, GSD and factor: what a comparison has to hold constant.
+is every question, answer, GSD and factor, and the source of the generator, and so the pixels: what a comparison has to
+hold constant.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from rich.table import Table
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.prepare.world.balance import choose
-from scaleearth_pl.prepare.world.config import WORLD_VERSION, WorldConfig
+from scaleearth_pl.prepare.world.config import WORLD_VERSION, WorldConfig, generator
 from scaleearth_pl.prepare.world.draw import BOUNDARIES, Drawn, draw_all, workers
 from scaleearth_pl.prepare.world.floors import Asked, floors
 from scaleearth_pl.prepare.world.plan import SPLITS
@@ -40,7 +41,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
     world = WorldConfig.from_dict(config)
     console = Console(stderr=True)
     asked: dict[str, list[Asked]] = {split: [] for split in world.images}
-    digest = hashlib.sha256(f"scaleearth world {WORLD_VERSION}\n".encode())
+    digest = hashlib.sha256(f"scaleearth world {WORLD_VERSION} {generator()}\n".encode())
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -25,7 +25,7 @@ class Noun:
         measure: the word of its asked dimension, "wide" or "long".
         smallest_m: of the asked dimension; the range of sizes that places are composed with.
         largest_m: the other end.
-        names: what such a thing is called at a size: (from, to, name), with gaps between neighbours.
+        names: what such a thing is called at a size: (from, to, name with article), with gaps between neighbours.
     """
 
     name: str
@@ -90,7 +90,7 @@ NOUNS = {
             smallest_m=6,
             largest_m=5000,
             areal=True,
-            names=((6, 25, "a group of trees"), (50, 350, "a grove"), (700, 5000, "a large forest")),
+            names=((6, 25, "a thicket"), (50, 350, "a small wood"), (700, 5000, "a large forest")),
         ),
         Noun(
             name="town",
@@ -114,7 +114,7 @@ NOUNS = {
             smallest_m=2,
             largest_m=250,
             areal=False,
-            names=((2, 7, "a narrow strip of sand"), (14, 250, "a broad beach")),
+            names=((2, 7, "a narrow beach"), (14, 250, "a broad beach")),
         ),
     )
 }

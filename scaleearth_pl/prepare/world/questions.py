@@ -3,7 +3,8 @@
 Three families:
 
 - *scale_specific*: how wide, how long, what area, how many cars fit, wider than? The answer is pixels x GSD.
-- *discriminative*: two claims that would both be plausible at this GSD; the pixels decide.
+- *discriminative*: two claims that would both be plausible at this GSD; the pixels decide. The answer is the claim
+  itself and not its letter: a letter would add a riddle of position to a question of size, which small models fail.
 - *identification*: what is there; the image alone decides.
 
 Every candidate carries its *cell*, within which answers must be balanced: what is asked, about what, at about which
@@ -36,6 +37,9 @@ CLAIM_BINS_PER_DECADE = 2
 """Coarser than for open questions: both claims are possible at the GSD itself, so the bin has less to even out."""
 DISTANCES = (-3, -2, 2, 3)
 """Bins between the two sizes of a pair of claims: a factor of four to ten."""
+AROUND = (-4, -2, 2, 4)
+"""Bins between the two sizes that a threshold lies in the middle of. Even: "over 20 m?" then has one middle on the
+1-2-5 series, the same whichever size is right, and no image is asked about one threshold twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ def size_questions(noun: Noun, subject: Subject, gsd_m: float, key: str) -> Iter
 
 
 def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
-    """Wider than? and: which of two sizes? Each against sizes two or three bins away.
+    """Wider than? and: which of two sizes?
 
     Of a pair of sizes, both must be possible at this GSD; then the smaller is right as often as the larger.
     """
@@ -101,24 +105,28 @@ def claims_of_size(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
     if here is None:
         return
     where = gsd_bin(gsd_m, CLAIM_BINS_PER_DECADE)
-    thing = "fields" if noun.name == "field" else f"a {noun.name}" if noun.name != "island" else "an island"
-    for other in (here + d for d in DISTANCES):
+    for low, high in size_pairs(noun, here, AROUND if noun.name != "field" else (), gsd_m):
+        value, size = "low" if here == low else "high", length_text(LENGTHS_M[(low + high) // 2])
+        yield Candidate(
+            type="larger_than",
+            family="scale_specific",
+            question=say(f"larger/{noun.measure}", key + size, noun=noun.name, size=size),
+            answer="yes" if value == "high" else "no",
+            cell=("larger_than", noun.name, low, high, where),
+            value=value,
+        )
+    for low, high in size_pairs(noun, here, DISTANCES, gsd_m):
+        value, pair = "low" if here == low else "high", (length_text(LENGTHS_M[low]), length_text(LENGTHS_M[high]))
+        yield two_claims("which_size", key + "".join(pair), pair, value, (noun.name, low, high, where), noun)
+
+
+def size_pairs(noun: Noun, here: int, distances: tuple[int, ...], gsd_m: float) -> Iterator[tuple[int, int]]:
+    """Bins (low, high), one of which is `here`, that are both possible at this GSD."""
+    for other in (here + d for d in distances):
         low, high = min(here, other), max(here, other)
-        if not 0 <= low < high < len(LENGTHS_M) or not both_possible(noun, LENGTHS_M[low], LENGTHS_M[high], gsd_m):
-            continue
-        value, cell = "low" if here == low else "high", (noun.name, low, high, where)
-        small, large = length_text(LENGTHS_M[low]), length_text(LENGTHS_M[high])
-        if noun.name != "field":
-            size = length_text(LENGTHS_M[low + 1])
-            yield Candidate(
-                type="larger_than",
-                family="scale_specific",
-                question=say(f"larger/{noun.measure}", key + size, noun=noun.name, size=size),
-                answer="yes" if value == "high" else "no",
-                cell=("larger_than", *cell),
-                value=value,
-            )
-        yield two_claims("which_size", key + small + large, (small, large), value, cell, noun, thing)
+        inside = 0 <= low < high < len(LENGTHS_M)
+        if inside and both_possible(noun, LENGTHS_M[low], LENGTHS_M[high], gsd_m):
+            yield low, high
 
 
 def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterator[Candidate]:
@@ -132,7 +140,7 @@ def claims_of_name(noun: Noun, size_m: float, gsd_m: float, key: str) -> Iterato
             continue
         pair = (noun.names[here][2], name) if here < other else (name, noun.names[here][2])
         cell = (noun.name, min(here, other), max(here, other), gsd_bin(gsd_m, CLAIM_BINS_PER_DECADE))
-        yield two_claims("which_thing", key + name, pair, "low" if here < other else "high", cell, noun, "")
+        yield two_claims("which_thing", key + name, pair, "low" if here < other else "high", cell, noun)
 
 
 def both_possible(noun: Noun, low_m: float, high_m: float, gsd_m: float) -> bool:
@@ -146,17 +154,22 @@ def both_possible(noun: Noun, low_m: float, high_m: float, gsd_m: float) -> bool
 
 
 def two_claims(
-    kind: str, key: str, pair: tuple[str, str], value: str, cell: tuple[str | int, ...], noun: Noun, thing: str
+    kind: str, key: str, pair: tuple[str, str], value: str, cell: tuple[str | int, ...], noun: Noun
 ) -> Candidate:
-    """A question with claims (A) and (B); which of them stands first is a checksum of the image."""
-    first = coin(key + kind)
-    a, b = pair if first == 0 else pair[::-1]
-    right = 0 if value == "low" else 1
+    """A question that names two claims, the answer being one of them; which stands first is a checksum of the image."""
+    field = noun.name == "field"
+    a, b = pair[::-1] if coin(key + kind) else pair
+    template = f"{kind}/fields" if field and kind == "which_thing" else kind
     return Candidate(
         type=kind,
         family="discriminative",
-        question=say(kind, key, noun=thing, a=a, b=b, measure=noun.measure),
-        answer="AB"[right ^ first],
+        question=say(template, key, noun="a field" if field else f"the {noun.name}", a=a, b=b, measure=noun.measure),
+        answer=without_article(pair[0 if value == "low" else 1]),
         cell=(kind, *cell),
         value=value,
     )
+
+
+def without_article(name: str) -> str:
+    """The bare name: "islet" for "an islet"."""
+    return name.removeprefix("an ").removeprefix("a ")

@@ -1,7 +1,9 @@
 """A town is a function of the ground point: a thousand houses cost as much as one.
 
 Street grid, lot, house, garden tree and parked car all follow from the hash of the cell that a point lies in. Where a
-lot is smaller than a sample, the town is its own mean colour by blocks, measured once on the same function.
+lot is smaller than a sample, the town is its own mean colour by blocks, measured once on the same function. Edges
+against samples as large as a house are only first order (`canvas.covered`), so what they err in the mean is measured
+likewise and taken back: a town is as bright at 50 m as at 1 m.
 """
 
 import math
@@ -15,13 +17,17 @@ from scaleearth_pl.prepare.world.built import CAR_BREADTH_M, CARS_BELOW_M, box_d
 from scaleearth_pl.prepare.world.canvas import F32, Canvas, Colour, cell_hash, covered, unit
 from scaleearth_pl.prepare.world.land import blob_distance
 from scaleearth_pl.prepare.world.nouns import CAR_M
-from scaleearth_pl.prepare.world.scene import COVER, Blob, Scene, Town
+from scaleearth_pl.prepare.world.scene import COVER, Scene, Town
 
 LOT_M = 20.0
 """Side of a lot, about; decides how much of its detail a sample can show."""
 PARKING_CELL_M = 8.0
 PARK_SHARE = 0.09
 """Share of blocks without houses."""
+MEASURED_M = 2.0
+"""Side of the samples on which a town's mean colour is measured: coarse for parked cars, fine for houses."""
+BLOCKS, POINTS = 12, 181
+"""Blocks and points along either axis of that measurement."""
 HEIGHT_M = 6.0
 """Height of houses, for their shadows."""
 
@@ -36,11 +42,14 @@ def paint_town(canvas: Canvas, town: Town, scene: Scene) -> None:
     if not alpha.any():
         return
     u, v = window.rotated(town.angle)
-    colour, cover = blocks(canvas, town, u, v), np.full(u.shape, COVER["town"], np.uint8)
+    turn = np.array(scene.sun) @ turned(town.angle)
+    sun = (float(turn[0]), float(turn[1]))
+    colour, cover = blocks(canvas.step, town, u, v, sun), np.full(u.shape, COVER["town"], np.uint8)
     near = np.float32(np.clip((LOT_M / canvas.step - 0.6) / 0.9, 0, 1))
     if near > 0:
-        sun = np.array(scene.sun) @ turned(town.angle)
-        detail, detail_cover = lots(u, v, canvas.step, town, (float(sun[0]), float(sun[1])))
+        detail, detail_cover = lots(u, v, canvas.step, town, sun)
+        if canvas.step > MEASURED_M:
+            detail += (1 - parks_of(block_word(town, u, v))) * mean_error(town, sun, canvas.step)
         colour += near * (detail - colour)
         cover = detail_cover if near == 1 else cover
     canvas.paint(window, alpha, colour, cover=COVER["town"], code=town.code)
@@ -54,15 +63,19 @@ def turned(angle: float) -> NDArray[np.float64]:
     return np.array([[c, -s], [s, c]])
 
 
-def blocks(canvas: Canvas, town: Town, u: F32, v: F32) -> F32:
+def blocks(step: float, town: Town, u: F32, v: F32, sun: tuple[float, float]) -> F32:
     """Town from afar [3, H, W]: its mean, with brightness and parks that vary by block."""
-    word = cell_hash(np.floor(u / np.float32(town.block_m[0])), np.floor(v / np.float32(town.block_m[1])), town.seed)
-    shape = (round(town.block_m[0]), round(town.block_m[1]), round(town.street_m), town.lots, round(town.built, 1))
-    colour: F32 = np.array(mean_colour(*shape), np.float32)[:, None, None] + block_light(word)
+    word = block_word(town, u, v)
+    colour: F32 = np.array(mean_colour(town, sun, MEASURED_M), np.float32)[:, None, None] + block_light(word)
     parks = parks_of(word)
-    seen = np.float32(min(1.0, town.block_m[1] / (3 * canvas.step)))
+    seen = np.float32(min(1.0, town.block_m[1] / (3 * step)))
     lawn = np.array(palette.LAWN, np.float32)[:, None, None]
     return colour + (seen * parks + (1 - seen) * PARK_SHARE) * (lawn - colour)
+
+
+def block_word(town: Town, u: F32, v: F32) -> NDArray[np.uint32]:
+    """The hash of the block that a point lies in."""
+    return cell_hash(np.floor(u / np.float32(town.block_m[0])), np.floor(v / np.float32(town.block_m[1])), town.seed)
 
 
 def block_light(word: NDArray[np.uint32]) -> F32:
@@ -153,13 +166,21 @@ def park(
         colour += 0.8 * glass * (40 - colour)
 
 
-@lru_cache(maxsize=512)
-def mean_colour(block_u: int, block_v: int, street: int, n_lots: int, built: float) -> Colour:
-    """Mean of `lots` over many blocks, for a town with these (rounded) measures."""
-    nowhere = Blob(code=0, kind="town", x_m=0, y_m=0, half_m=(1, 1), angle=0, wobble=())
-    town = Town(blob=nowhere, block_m=(block_u, block_v), street_m=street, lots=n_lots, built=built, angle=0, seed=1)
-    axis = (np.arange(200) * 2.7).astype(np.float32)
-    u, v = np.meshgrid(axis, axis)
-    colour, _ = lots(u, v, 2.0, town, (0.7, 0.7), with_parks=False)
-    red, green, blue = (float(c) for c in colour.mean(axis=(1, 2)))
+@lru_cache(maxsize=64)
+def mean_colour(town: Town, sun: tuple[float, float], step: float) -> Colour:
+    """Mean of `lots` over many built blocks, without their light, at samples of side `step`.
+
+    Whole blocks, and a number of points that shares no factor with theirs: every part of a block counts by its area.
+    """
+    axis = (np.arange(POINTS) + 0.5) * (BLOCKS / POINTS)
+    u, v = np.meshgrid((axis * town.block_m[0]).astype(np.float32), (axis * town.block_m[1]).astype(np.float32))
+    colour, _ = lots(u, v, step, town, sun, with_parks=False)
+    light = block_light(block_word(town, u, v)).mean()
+    red, green, blue = (float(c - light) for c in colour.mean(axis=(1, 2)))
     return red, green, blue
+
+
+def mean_error(town: Town, sun: tuple[float, float], step: float) -> F32:
+    """What has to be added to `lots` at `step` to have the mean colour of the town [3, 1, 1]."""
+    true, found = (np.array(mean_colour(town, sun, s), np.float32) for s in (MEASURED_M, step))
+    return np.asarray(true - found, np.float32)[:, None, None]
