@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare bench torture dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare falsify bench torture dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,9 +47,11 @@ test: setup  ## the test suite
 
 shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
 corpus: shards  ## the same, under its other name
-$(ROOT)/index.json: | setup
+# Where the generator is newer, `prepare` looks: it leaves a corpus of the same content alone and refuses a stale one.
+$(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
 	@start=$$SECONDS; $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
-	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) && echo $$((SECONDS - start)) > $(ROOT)/.seconds
+	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) && \
+	  { test -e $(ROOT)/.seconds || echo $$((SECONDS - start)) > $(ROOT)/.seconds; }
 
 stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
 	$(FIT) -c experiments/stage1.yaml $(OVERLAYS) $(addprefix -c ,$(wildcard experiments/data/$(CORPUS)_stage1.yaml)) \
@@ -61,6 +63,9 @@ $(STAGE1)/latest/hf/config.json:
 stage2: setup shards $(STAGE1)/latest/hf/config.json  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
 	$(STAGE2_FIT) --experiment stage2-$(TAG) $(STAGE2_SET)
 	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) --stage1 $(STAGE1)/latest
+
+falsify: setup shards  ## what could prove the idea wrong: variants x seeds, a verdict per hypothesis (FAST=1: no verdict)
+	$(BIN)/scaleearth falsify --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)
 
 compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
 	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
