@@ -5,7 +5,7 @@ do not apply are null; unknown fields are refused, so that a typing error cannot
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from scaleearth_pl.core.errors import SampleError
@@ -125,7 +125,7 @@ class Sample:
 
     def to_json(self) -> str:
         """The same sample as canonical JSON: sorted keys, no spaces, so that equal samples are equal bytes."""
-        row = asdict(self)
+        row = {**vars(self), "qas": [vars(question) for question in self.qas]}
         row["class"] = row.pop("class_label")
         return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -1,0 +1,193 @@
+"""`kind: archives`: every source that a YAML lists, from its archive to shards.
+
+    sources -> records -> finish -> ShardWriter          rejections -> quarantine.jsonl, counted, fatal past a share
+
+The YAML's keys: `root` (of the archives), `sources` (name -> options of the importer, `kind` where it is not the name,
+`optional: true` where it may be missing; null leaves it out), `max_bad_share`, `max_pixels`, `samples_per_shard`,
+`corpus`. Beside the shards: `import.json` (counts), `quarantine.jsonl` (each rejection with its reason; the exit status
+is then 3), `notes.jsonl` (what was done to single images).
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.geo.candidates import Resolution
+from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
+from scaleearth_pl.prepare.importers.finish import finish
+from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
+from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
+from scaleearth_pl.prepare.importers.registry import make_source
+from scaleearth_pl.prepare.importers.source import Source
+from scaleearth_pl.prepare.importers.tally import Tally
+from scaleearth_pl.prepare.write import ShardWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchivesConfig:
+    """What to import.
+
+    Args:
+        root: folder of the archives; paths of the sources are relative to it.
+        sources: name to options.
+        max_bad_share: share of failures that is tolerated in each source.
+        max_pixels: larger images are averaged down and their GSD follows.
+        samples_per_shard: images in one tar file.
+        corpus: name written to the index.
+    """
+
+    root: Path
+    sources: dict[str, Any] = field(default_factory=dict)
+    max_bad_share: float = 0.01
+    max_pixels: int = MAX_PIXELS
+    samples_per_shard: int = 512
+    corpus: str = "geoscale_vqa"
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise ConfigError("folder of the archives does not exist", field="root", value=str(self.root))
+        if not isinstance(self.sources, dict) or not self.sources:
+            raise ConfigError("no source to import", field="sources", value=self.sources)
+        if not isinstance(self.max_pixels, int) or self.max_pixels < 1024:
+            raise ConfigError("must be at least 1024", field="max_pixels", value=self.max_pixels)
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "ArchivesConfig":
+        """Reads the YAML's mapping; raises `ConfigError` for unknown keys and a missing root."""
+        given = {key: value for key, value in config.items() if key not in ("kind", "out")}
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ConfigError(
+                "unknown key", field=unknown[0], value=given[unknown[0]], remedy=f"use {', '.join(known)}"
+            )
+        if not given.get("root"):
+            raise ConfigError("the folder of the archives must be given", field="root", remedy="--set root=DIR")
+        return cls(**{**given, "root": Path(given["root"])})
+
+
+def find_sources(config: ArchivesConfig) -> tuple[dict[str, Source], list[str]]:
+    """The importers whose data is there, and the names of optional ones that are not.
+
+    Raises:
+        ConfigError: a source that is not optional is missing, or its options are wrong.
+    """
+    found: dict[str, Source] = {}
+    missing: list[str] = []
+    for name, options in config.sources.items():
+        if options is None:
+            continue
+        if not isinstance(options, dict):
+            raise ConfigError("options of a source are a mapping", field=f"sources.{name}", value=options)
+        optional = options.get("optional", False)
+        source = make_source(name, {k: v for k, v in options.items() if k != "optional"}, config.root)
+        if source.present():
+            found[name] = source
+        elif optional is True:
+            missing.append(name)
+        else:
+            raise ConfigError(
+                "source is not there",
+                file=source.root,
+                field=f"sources.{name}",
+                remedy="fetch and unpack it, write `optional: true`, or leave it out with null",
+            )
+    return found, missing
+
+
+def imported(
+    records: Iterable[Found | Rejected], *, boundaries: TierBoundaries, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Imported | Rejected, Resolution | None]]:
+    """Finishes a stream of records one by one, in order."""
+    for record in records:
+        yield (
+            (record, None)
+            if isinstance(record, Rejected)
+            else finish(record, boundaries=boundaries, max_pixels=max_pixels)
+        )
+
+
+def import_archives(config: ArchivesConfig, out: Path) -> Tally:
+    """Writes the corpus into the folder `out` and returns the counts.
+
+    Raises:
+        ConfigError: a source is missing or wrong, or nothing was written.
+        SampleError: a table breaks off.
+        QuarantineLimitError: too large a share of a source failed.
+    """
+    sources, skipped = find_sources(config)
+    out.mkdir(parents=True, exist_ok=True)
+    tally = Tally(max_bad_share=config.max_bad_share, quarantine=out / QUARANTINE_NAME, skipped=skipped)
+    boundaries = TierBoundaries()
+    with (
+        ShardWriter(
+            out, corpus=config.corpus, boundaries=boundaries, samples_per_shard=config.samples_per_shard
+        ) as writer,
+        open(out / QUARANTINE_NAME, "w", encoding="utf-8") as quarantine,
+        open(out / "notes.jsonl", "w", encoding="utf-8") as notes,
+        _progress() as progress,
+    ):
+        for name, source in sources.items():
+            task = progress.add_task(name, total=None)
+            stream = imported(source.records(), boundaries=boundaries, max_pixels=config.max_pixels)
+            for entry, resolution in stream:
+                entry = entry if isinstance(entry, Rejected) else _write(writer, entry)
+                _book(entry, resolution, tally, quarantine, notes)
+                progress.advance(task)
+            progress.update(task, total=progress.tasks[task].completed)
+        tally.close()
+    (out / "import.json").write_text(json.dumps(tally.as_dict(), indent=1, sort_keys=True) + "\n")
+    return tally
+
+
+def build(config: dict[str, Any], out: Path) -> Path:
+    """Entry of the corpus registry; prints the summary and returns the folder `out`."""
+    tally = import_archives(ArchivesConfig.from_dict(config), out)
+    console = Console(stderr=True)
+    (console if console.is_terminal else Console(stderr=True, width=140)).print(tally.table())
+    if tally.n_rejected:
+        console.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
+    return out
+
+
+def _write(writer: ShardWriter, entry: Imported) -> Imported | Rejected:
+    sample = entry.sample
+    try:
+        writer.write(sample, entry.image, entry.ext)
+    except SampleError as error:
+        kind = "duplicate_id" if error.field == "image_id" else "bad_image"
+        return Rejected(source=sample.source, item=sample.image_id, kind=kind, reason=str(error))
+    return entry
+
+
+def _book(
+    entry: Imported | Rejected, resolution: Resolution | None, tally: Tally, quarantine: TextIO, notes: TextIO
+) -> None:
+    if isinstance(entry, Rejected):
+        quarantine.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
+        quarantine.flush()
+        tally.bad(entry)
+        return
+    tally.good(entry.sample, converted=bool(entry.notes))
+    if resolution is not None:
+        tally.inject.add(entry.sample.image_id, resolution)
+    if entry.notes:
+        notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": entry.notes}) + "\n")
+
+
+def _progress() -> Progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,146 @@
+"""A folder of GeoTIFFs and a file of questions: the importer for anybody's own data.
+
+`questions.jsonl` (or .json, .csv): one row a question, `image, question, answer` and, as wanted, `type, family, split,
+options, id`. The GSD of every image is measured from its own transform (`geo/`), sidecars and name; a raster that tells
+nothing is *unknown*, unless `sensor` or `dataset` names a row of the tables. 16-bit, float and large rasters become RGB
+as `picture.py` says. The question file selects: rasters that it does not name are not imported.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.sample import Question
+from scaleearth_pl.prepare.importers.jsonfiles import Row, rows_of_file
+from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
+from scaleearth_pl.prepare.importers.source import Source, keep_bad_row
+from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
+from scaleearth_pl.prepare.importers.store import FileTree
+from scaleearth_pl.prepare.inject import Evidence
+
+FAMILIES = ("identification", "scale_specific", "discriminative", "other")
+_TABLES = ("questions.jsonl", "questions.json", "questions.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeoTiffs(Source):
+    """Rasters and questions.
+
+    Args:
+        name: source name written to the samples.
+        images: folder of the rasters; None takes `root`.
+        questions: table; None takes `root/questions.{jsonl,json,csv}`.
+        sensor: row of `sensors.csv` with `product`, for rasters that say nothing.
+        product: "rgb", "pan", "pansharpened", ...
+        dataset: row of `datasets.csv`, likewise.
+        licence: of the imagery.
+    """
+
+    kind: ClassVar[str] = "geotiffs"
+
+    name: str = "geotiffs"
+    images: Path | None = None
+    questions: Path | None = None
+    sensor: str | None = None
+    product: str = "rgb"
+    dataset: str | None = None
+    licence: str | None = None
+
+    def present(self) -> bool:
+        """Whether there is a question file."""
+        return self._table() is not None
+
+    def records(self) -> Records:
+        """One record an image, in the order of their names."""
+        table, folder = self._table(), self.images or self.root
+        if table is None or not folder.is_dir():
+            raise ConfigError(
+                "needs a folder of rasters and a question file", file=folder, remedy=f"write {_TABLES[0]}"
+            )
+        tree = FileTree(folder)
+        with Spool(self.work) as spool:
+            bad: list[Rejected] = []
+            spool.rows(self._rows(table, bad))
+            yield from bad
+            for image_name, _, items in spool.groups():
+                yield from self._image(tree, str(image_name), items)
+
+    def _table(self) -> Path | None:
+        if self.questions is not None:
+            return self.questions if self.questions.is_file() else None
+        return next((self.root / name for name in _TABLES if (self.root / name).is_file()), None)
+
+    def _rows(self, table: Path, bad: list[Rejected]) -> Iterator[SpoolRow]:
+        for number, (place, row) in enumerate(rows_of_file(table)):
+            if isinstance(row, SampleError):
+                keep_bad_row(bad, Rejected(source=self.name, item=place, kind="broken_json", reason=str(row)), table)
+                continue
+            image, split = row.get("image"), row.get("split") or "train"
+            if not isinstance(image, str) or not image.isprintable() or split not in self.allowed_splits:
+                reason = f"image {image!r}, split {split!r}"
+                keep_bad_row(bad, Rejected(source=self.name, item=place, kind="bad_row", reason=reason), table)
+            elif split in self.splits:
+                yield image, number, number, split, json.dumps(row), None
+
+    def _image(self, tree: FileTree, image_name: str, items: list[Item]) -> Iterator[Found | Rejected]:
+        image = tree.image_or_rejected(image_name, source=self.name, item=image_name)
+        if isinstance(image, Rejected):
+            yield image
+            return
+        splits = {split for _, split, _, _ in items}
+        if len(splits) > 1:
+            reason = f"questions of one image in several splits: {sorted(splits)}"
+            yield Rejected(source=self.name, item=image_name, kind="bad_row", reason=reason)
+            return
+        image_id = f"{self.name}-{image_name.rsplit('.', 1)[0].replace('/', '-')}"
+        qas = []
+        for number, _, text, _ in items:
+            try:
+                qas.append(_question(json.loads(text), f"{image_id}-{number}"))
+            except (SampleError, KeyError) as error:
+                item = f"{image_name}#{number}"
+                yield Rejected(source=self.name, item=item, kind="bad_question", reason=repr(error))
+        if qas:
+            yield self._found(image_id, image, splits.pop(), tuple(qas))
+
+    def _found(self, image_id: str, image: ImageRef, split: str, qas: tuple[Question, ...]) -> Found:
+        evidence = Evidence(
+            image_id=image_id, image=image.path, sensor=self.sensor, product=self.product, dataset=self.dataset
+        )
+        return Found(
+            source=self.name,
+            split=split,
+            image_id=image_id,
+            image=image,
+            qas=qas,
+            evidence=evidence,
+            sensor=self.sensor,
+            licence=self.licence,
+        )
+
+
+def _question(row: Row, identity: str) -> Question:
+    family = row.get("family") or "other"
+    if family not in FAMILIES:
+        raise SampleError("unknown question family", field="family", value=family, remedy=f"use {', '.join(FAMILIES)}")
+    return Question(
+        id=str(row.get("id") or identity),
+        type=row.get("type") or "question",
+        family=family,
+        question=_text(row["question"]),
+        answer=_text(row["answer"]),
+        options=_options(row.get("options")),
+    )
+
+
+def _text(value: Any) -> str:
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def _options(value: Any) -> tuple[str, ...] | None:
+    """A list, or a text with | between (CSV)."""
+    found = value.split("|") if isinstance(value, str) else value
+    return tuple(str(v).strip() for v in found) if found else None

@@ -1,0 +1,64 @@
+"""PatternNet: 38 classes of 800 images, 256 x 256, `PatternNet/images/<class>/<class>NNN.jpg`.
+
+No GSD per image or class is published; the images come from several zoom levels. So the GSD is *imprecise*, the
+interval of the data set's table, and does not supervise SSE-U, unless the user gives a table of classes. There is no
+official split either: shares of val and test are drawn by hash, none by default.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.geo.candidates import Candidate
+from scaleearth_pl.prepare.importers.classfolders import ClassImage, found_image, read_gsd_table
+from scaleearth_pl.prepare.importers.record import Records
+from scaleearth_pl.prepare.importers.source import Shares, Source, words
+from scaleearth_pl.prepare.importers.store import FileTree, first_tree
+
+_PLACES = ("PatternNet/images", "images", "PatternNet", "PatternNet.zip", "images.zip")
+_SPELLINGS = {"wastewater treatment plan": "wastewater treatment plant"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternNet(Source):
+    """The class folders below `root`, or the archive `PatternNet.zip`.
+
+    Args:
+        gsd_table: CSV `class,gsd_m[,gsd_lo,gsd_hi]`.
+        shares: of val and test.
+    """
+
+    kind: ClassVar[str] = "patternnet"
+
+    gsd_table: Path | None = None
+    shares: Shares = field(default_factory=Shares)
+
+    def present(self) -> bool:
+        """Whether there is an image folder or archive."""
+        return _tree(self.root) is not None
+
+    def records(self) -> Records:
+        """One record an image, class by class."""
+        tree = _tree(self.root)
+        if tree is None:
+            raise ConfigError("no images/ folder and no PatternNet.zip", file=self.root, remedy="unpack the archive")
+        yield from tree.rejected(self.kind)
+        table = read_gsd_table(self.gsd_table) if self.gsd_table else {}
+        for name in self._names(tree):
+            path = "/".join(name.split("/")[-2:])
+            label = words(path.split("/")[0])
+            label = _SPELLINGS.get(label, label)
+            split = self.shares.split_of(name.rsplit("/", 1)[-1])
+            if split in self.splits:
+                about = ClassImage(source=self.kind, path=path, dataset="PatternNet", split=split, label=label)
+                extra: tuple[Candidate, ...] = (table[label],) if label in table else ()
+                yield found_image(tree, name, about, extra)
+
+    def _names(self, tree: FileTree) -> Iterator[str]:
+        return (name for name in tree.names() if "/" in name)
+
+
+def _tree(root: Path) -> FileTree | None:
+    return first_tree(root, *_PLACES)

@@ -1,0 +1,124 @@
+"""What all importers share: a root, the splits to take, and small decisions made the same way everywhere."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.gsd import parse_gsd_text
+from scaleearth_pl.core.sample import Question
+from scaleearth_pl.prepare.importers.record import Records, Rejected
+
+SPLITS = ("train", "val", "test")
+MAX_BAD_ROWS = 1000
+"""Unreadable rows of one table; more, and it is another format."""
+
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test", "test_gt": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set on the disk. Subclasses add their own options; the signature is the schema of the YAML.
+
+    Args:
+        root: folder of the raw files.
+        splits: those to take; only train unless told otherwise, so that no evaluation set is trained on by oversight.
+        work: folder for temporary tables; None takes the system's.
+    """
+
+    kind: ClassVar[str]
+    allowed_splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    root: Path
+    splits: tuple[str, ...] = ("train",)
+    work: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise ConfigError("no split to import", field="splits", value=self.splits)
+        for split in self.splits:
+            if split not in self.allowed_splits:
+                raise ConfigError(
+                    f"{self.kind} has no such split",
+                    field="splits",
+                    value=split,
+                    remedy=f"use {', '.join(self.allowed_splits)}",
+                )
+
+    def present(self) -> bool:
+        """Whether `root` holds this data set."""
+        raise NotImplementedError
+
+    def records(self) -> Records:
+        """Streams the data set: images with their questions, and what had to be left out.
+
+        Raises:
+            ConfigError: the layout is not the expected one.
+            SampleError: a table breaks off.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Splits by hash for data sets that have none: equal names fall into equal splits on every machine."""
+
+    val: float = 0.0
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.val, self.test) < 0 or self.val + self.test >= 1:
+            raise ConfigError("shares of val and test must lie in [0, 1) together", value=(self.val, self.test))
+
+    def split_of(self, name: str) -> str:
+        """train, val or test."""
+        draw = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+        if draw < self.test:
+            return "test"
+        return "val" if draw < self.test + self.val else "train"
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that a folder's name means, or None."""
+    return _SPLIT_WORDS.get(name.lower())
+
+
+def words(label: str) -> str:
+    """A class label as words: "christmas_tree_farm", "DenseResidential" -> lower case with spaces."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    return " ".join(re.sub(r"[_\-]+", " ", spaced).lower().split())
+
+
+def scene_question(image_id: str, label: str) -> Question:
+    """The one question that a class label answers."""
+    return Question(
+        id=f"{image_id}-scene",
+        type="scene",
+        family="identification",
+        question="Which class of land use or object does this image show?",
+        answer=words(label),
+    )
+
+
+def keep_bad_row(bad: list[Rejected], rejected: Rejected, file: Path) -> None:
+    """Keeps a rejection until the table is read; raises `SampleError` past `MAX_BAD_ROWS`, so that the list stays short."""
+    bad.append(rejected)
+    if len(bad) > MAX_BAD_ROWS:
+        raise SampleError(f"more than {MAX_BAD_ROWS} rows are not of this format", file=file, value=bad[0].reason)
+
+
+def stated_gsd_problem(value: object, *, source: str, item: str, field: str, file: Path) -> Rejected | None:
+    """A rejection if a GSD is stated and is none ("0.5ft", zero): a wrong unit must not fall through to a constant."""
+    if value is None:
+        return None
+    try:
+        parse_gsd_text(value, field=field, file=file)
+    except GsdError as error:
+        return Rejected(source=source, item=item, kind="bad_gsd", reason=str(error))
+    return None

@@ -1,0 +1,130 @@
+"""VRSBench: one JSON an image with caption and question pairs, over patches of DOTA (`P0000_0001`) and DIOR (`00001_0000`).
+
+    Annotations_<split>/<stem>.json   Images_<split>/<stem>.png   (folders, or the published zips of these names)
+
+The GSD was not exported but can be had back: the parent's id leads to DOTA's own texts (`parents`). DIOR states a range
+for the whole set, so its patches are imprecise; DOTA patches without `parents` are unknown. The parent is the region,
+so that patches of one scene never end on two sides of a split.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.sample import Question
+from scaleearth_pl.prepare.importers.dota import DotaParents
+from scaleearth_pl.prepare.importers.llava import parent_of
+from scaleearth_pl.prepare.importers.record import Found, Records, Rejected
+from scaleearth_pl.prepare.importers.source import Source
+from scaleearth_pl.prepare.importers.store import FileTree, first_tree, read_image
+from scaleearth_pl.prepare.inject import Evidence
+
+_LICENCE = "CC BY-NC 4.0 (GitHub says CC BY 4.0; the stricter is taken); DOTA and DIOR imagery"
+_DIOR_PATCH = re.compile(r"(\d{5})_\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VrsBench(Source):
+    """The annotation and image folders below `root` or `root/VRSBench`.
+
+    Args:
+        parents: folder of DOTA's label or meta files.
+        captions: ask for the caption too (long answers).
+    """
+
+    kind: ClassVar[str] = "vrsbench"
+    allowed_splits: ClassVar[tuple[str, ...]] = ("train", "val")
+
+    parents: Path | None = None
+    captions: bool = True
+
+    def present(self) -> bool:
+        """Whether a wanted split has its annotations."""
+        return any(self._tree("Annotations", split) for split in self.splits)
+
+    def records(self) -> Records:
+        """One record an annotation file, in the order of their names."""
+        parents = DotaParents(self.parents) if self.parents else None
+        for split in self.splits:
+            notes, images = self._tree("Annotations", split), self._tree("Images", split)
+            if notes is None or images is None:
+                raise ConfigError(f"no Annotations_{split} or Images_{split}", file=self.root, value=split)
+            yield from (*notes.rejected(self.kind), *images.rejected(self.kind))
+            for name in notes.names((".json",)):
+                yield self._image(notes, images, parents, split, name)
+
+    def _tree(self, what: str, split: str) -> FileTree | None:
+        folder = next((f for f in (self.root / "VRSBench", self.root / "vrsbench") if f.is_dir()), self.root)
+        return first_tree(folder, f"{what}_{split}", f"{what}_{split}.zip")
+
+    def _image(
+        self, notes: FileTree, images: FileTree, parents: DotaParents | None, split: str, name: str
+    ) -> Found | Rejected:
+        row = _row(notes, name)
+        if isinstance(row, str):
+            return self._rejected(name, "broken_json", row)
+        stated = row.get("image")
+        item = f"{split}/{name}"
+        if isinstance(stated, str) and images.find(stated) is None and images.find(f"Images_{split}/{stated}"):
+            stated = f"Images_{split}/{stated}"  # the published zips hold a folder of their own name
+        image = images.image_or_rejected(stated, source=self.kind, item=item)
+        if isinstance(image, Rejected):
+            return image
+        image_id = f"{self.kind}-{Path(image.name).stem}"
+        try:
+            parent, extra = parent_of(image.name, parents)
+            qas = tuple(_questions(row, image_id, captions=self.captions))
+        except GsdError as error:
+            return self._rejected(item, "bad_gsd", str(error))
+        except (SampleError, KeyError, TypeError, AttributeError) as error:
+            return self._rejected(item, "bad_row", repr(error))
+        if not qas:
+            return self._rejected(item, "no_questions", "annotation holds neither questions nor caption")
+        dior = _DIOR_PATCH.match(image.name)
+        region = f"dota-{parent}" if parent else f"dior-{dior[1]}" if dior else None
+        dataset = "DIOR" if dior else None
+        return Found(
+            source=self.kind,
+            split=split,
+            image_id=image_id,
+            image=image,
+            qas=qas,
+            evidence=Evidence(image_id=image_id, name=image.name, dataset=dataset, extra=extra),
+            region_id=region,
+            licence=_LICENCE,
+        )
+
+    def _rejected(self, item: str, kind: str, reason: str) -> Rejected:
+        return Rejected(source=self.kind, item=item, kind=kind, reason=reason)
+
+
+def _row(notes: FileTree, name: str) -> dict[str, Any] | str:
+    ref = notes.find(name)
+    try:
+        row = json.loads(read_image(ref)) if ref else None
+    except (ValueError, RecursionError, SampleError) as error:
+        return f"{name}: {error}"
+    return row if isinstance(row, dict) else f"{name}: not an object"
+
+
+def _questions(row: dict[str, Any], image_id: str, *, captions: bool) -> list[Question]:
+    qas = [
+        Question(
+            id=f"{image_id}-{number}",
+            type=str(qa["type"]).strip().replace(" ", "_"),
+            family="identification",
+            question=str(qa["question"]).strip(),
+            answer=str(qa["answer"]).strip(),
+        )
+        for number, qa in enumerate(row.get("qa_pairs") or [])
+    ]
+    caption = row.get("caption")
+    if captions and isinstance(caption, str) and caption.strip():
+        ask = "Describe this image."
+        qas.append(
+            Question(id=f"{image_id}-caption", type="caption", family="other", question=ask, answer=caption.strip())
+        )
+    return qas

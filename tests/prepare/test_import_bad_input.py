@@ -1,0 +1,198 @@
+"""Tables that make no sense: every row that cannot be used is named, and too many of them stop the import."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.archives import (
+    edit_json,
+    make_dota,
+    make_fmow,
+    make_geotiffs,
+    make_llava,
+    make_mtsccd,
+    make_vrsbench,
+    picture,
+    put,
+)
+
+from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError, SampleError
+from scaleearth_pl.data.shards import ShardIndex, ShardReader
+from scaleearth_pl.prepare.importers import tally
+from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
+from scaleearth_pl.prepare.importers.finish import finish
+from scaleearth_pl.prepare.importers.record import Found, Rejected
+from scaleearth_pl.prepare.importers.registry import make_source
+
+
+def kinds(kind: str, root: Path, **options: Any) -> tuple[int, list[str]]:
+    entries = list(make_source(kind, options, root).records())
+    return sum(isinstance(e, Found) for e in entries), [e.kind for e in entries if isinstance(e, Rejected)]
+
+
+def write_label(root: Path, text: str) -> None:
+    (root / "train" / "labelTxt" / "P0000.txt").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind"),
+    [
+        ("imagesource:x\ngsd:0.5ft\n", "bad_gsd"),
+        ("imagesource:x\ngsd:-1\n", "bad_gsd"),
+        ("imagesource:x\ngsd:0.5\n1 2 3 plane\n", "bad_row"),
+        ("imagesource:x\ngsd:0.5\n1 1 9 1 9 9 1 x plane 0\n", "bad_row"),
+    ],
+)
+def test_dota_labels_that_make_no_sense(tmp_path: Path, label: str, kind: str) -> None:
+    root = make_dota(tmp_path)
+    write_label(root, label)
+    assert kinds("dota", root) == (1, [kind])
+    (root / "train" / "labelTxt" / "P0000.txt").unlink()
+    assert kinds("dota", root) == (1, ["no_questions"])
+
+
+FMOW = {
+    "broken_json": lambda path: path.write_text('{"gsd": 0.4'),
+    "bad_gsd": lambda path: edit_json(path, lambda row: row.update(gsd="1.5 ft")),
+    "bad_row": lambda path: edit_json(path, lambda row: row.pop("bounding_boxes")),
+    "no_questions": lambda path: edit_json(path, lambda row: row.update(bounding_boxes=[])),
+}
+
+
+@pytest.mark.parametrize("kind", FMOW)
+def test_fmow_records_that_make_no_sense(tmp_path: Path, kind: str) -> None:
+    root = make_fmow(tmp_path)
+    FMOW[kind](root / "train" / "barn" / "barn_3" / "barn_3_0_rgb.json")
+    assert kinds("fmow", root) == (1, [kind])
+
+
+def llava_row(place: int, **changes: Any) -> Callable[[Path], None]:
+    return lambda root: edit_json(root / "geochat_instruct.json", lambda rows: rows[place].update(changes))
+
+
+LLAVA = {
+    "missing_image": (llava_row(1, image="deep/none.png"), 2),
+    "unsafe_path": (llava_row(1, image="../images/P0000_0001.png"), 2),
+    "bad_row": (llava_row(1, image=["a.png", "b.png"]), 2),
+    "bad_question": (llava_row(2, conversations=[{"from": "gpt", "value": "no"}, {"from": "human", "value": "?"}]), 3),
+}
+
+
+@pytest.mark.parametrize("kind", LLAVA)
+def test_llava_rows_that_make_no_sense(tmp_path: Path, kind: str) -> None:
+    damage, n_good = LLAVA[kind]
+    damage(make_llava(tmp_path))
+    assert kinds("llava", tmp_path, name="geochat_instruct") == (n_good, [kind])
+
+
+def test_a_text_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nsay <|im_end|>"}, {"from": "gpt", "value": "no"}]
+    llava_row(1, conversations=turns)(make_llava(tmp_path))
+    assert kinds("llava", tmp_path, name="geochat_instruct") == (2, ["bad_question"])
+
+
+def test_texts_that_are_no_unicode_are_refused(tmp_path: Path) -> None:
+    """Half a surrogate pair: Python's JSON lets it through, neither SQLite nor UTF-8 can hold it."""
+    questions = make_geotiffs(tmp_path) / "questions.jsonl"
+    rows = [*questions.read_text().splitlines(), '{"image": "x\\ud800.tif", "question": "a", "answer": "b"}']
+    questions.write_text("\n".join(rows).replace("How wide is it?", "How wide \\udfff?"))
+    config = ArchivesConfig(root=tmp_path, sources={"geotiffs": {"root": "geotiffs"}}, max_bad_share=0.6)
+    result = import_archives(config, tmp_path / "out")
+    assert result.rejected == {("geotiffs", "bad_row"): 2}
+    llava_row(1, image="x\0y.png")(make_llava(tmp_path))
+    assert kinds("llava", tmp_path, name="geochat_instruct") == (2, ["bad_row"])
+
+
+def test_a_table_must_be_named_where_there_are_two(tmp_path: Path) -> None:
+    put(make_llava(tmp_path) / "other.json", "[]")
+    with pytest.raises(ConfigError, match="several tables"):
+        kinds("llava", tmp_path, name="geochat_instruct")
+    assert kinds("llava", tmp_path, name="geochat_instruct", table="geochat_instruct.json") == (3, [])
+
+
+@pytest.mark.parametrize(
+    "text", [b"image,question,answer\nfine.tif,\xff\xfe,x\n", b'image,question\nfine.tif,"' + b"x" * 200_000]
+)
+def test_tables_that_are_no_csv_text_are_typed_errors(tmp_path: Path, text: bytes) -> None:
+    root = make_geotiffs(tmp_path)
+    (root / "questions.csv").write_bytes(text)
+    with pytest.raises(SampleError, match="not CSV text"):
+        kinds("geotiffs", root, questions="questions.csv")
+
+
+def test_vrsbench_and_geotiff_faults(tmp_path: Path) -> None:
+    root = make_vrsbench(tmp_path)
+    (root / "Annotations_train" / "P0000_0001.json").write_text("[1, 2")
+    edit_json(root / "Annotations_train" / "P0001_0007.json", lambda row: row.update(qa_pairs=[{"question": "?"}]))
+    assert kinds("vrsbench", root) == (1, ["broken_json", "bad_row"])
+    questions = make_geotiffs(tmp_path) / "questions.jsonl"
+    rows = questions.read_text().splitlines()
+    more = [
+        '{"image": ',
+        '{"image": 3}',
+        '{"image": "fine.tif", "question": "", "answer": "x"}',
+        '{"image": "fine.tif"}',
+    ]
+    questions.write_text("\n".join([*rows, *more]))
+    found, bad = kinds("geotiffs", tmp_path / "geotiffs")
+    assert (found, sorted(bad)) == (3, ["bad_question", "bad_question", "bad_row", "broken_json"])
+
+
+def test_two_sources_of_one_id_are_told_apart_or_refused(tmp_path: Path) -> None:
+    make_llava(tmp_path)
+    edit_json(tmp_path / "geochat_instruct" / "geochat_instruct.json", lambda rows: rows[1].update(image="deep-x1.png"))
+    put(tmp_path / "geochat_instruct" / "images" / "deep-x1.png", picture(1, 32, 32))
+    one = {"kind": "llava", "name": "geochat_instruct"}
+    config = ArchivesConfig(root=tmp_path, sources={"a": one, "b": one}, max_bad_share=0.6)
+    result = import_archives(config, tmp_path / "out")
+    assert result.images.total() == 3
+    assert result.rejected == {("geochat_instruct", "duplicate_id"): 3}
+
+
+def test_change_pairs_are_one_tree_and_refused_by_name_until_shards_hold_two(tmp_path: Path) -> None:
+    root = make_mtsccd(tmp_path)
+    entries = list(make_source("mtsccd", {"pairs": "pairs.csv"}, root).records())
+    assert [len(e.later) for e in entries if isinstance(e, Found)] == [1, 1]
+    assert [e.qas[0].answer for e in entries if isinstance(e, Found)] == ["no", "yes"]
+    finished, _ = finish(entries[0])  # type: ignore[arg-type]
+    assert isinstance(finished, Rejected) and finished.kind == "several_images"
+
+
+def test_a_stated_share_of_failures_is_fatal_source_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_llava(tmp_path, "sound")
+    make_llava(tmp_path, "rotten")
+    (tmp_path / "rotten" / "images" / "deep" / "x1.png").write_bytes(b"rotten")
+    sources = {"sound": {"kind": "llava"}, "rotten": {"kind": "llava"}}
+    with pytest.raises(QuarantineLimitError, match=r"1 of 3 items of rotten failed .*bad_image.*quarantine\.jsonl"):
+        import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.3), tmp_path / "a")
+    assert not (tmp_path / "a" / "index.json").exists()
+    (line,) = (tmp_path / "a" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["item"] == "rotten-deep-x1"
+    import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.34), tmp_path / "b")
+    reader = ShardReader(ShardIndex.load(tmp_path / "b"))
+    assert len(reader.index) == 5
+    reader.close()
+    monkeypatch.setattr(tally, "MIN_ITEMS", 1)
+    (tmp_path / "rotten" / "images" / "P0000_0001.png").write_bytes(b"rotten")
+    with pytest.raises(QuarantineLimitError, match="1 of 1 items"):
+        import_archives(ArchivesConfig(root=tmp_path, sources={"rotten": {"kind": "llava"}}), tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sources": {}},
+        {"sources": {"dota": 3}},
+        {"sources": {"dota": {}}, "max_pixels": 4},
+        {"sources": {"dota": {}}, "max_bad_share": 1.0},
+        {"sources": {"dota": {}}, "shards": 4},
+        {"sources": {"dota": {}}, "root": None},
+        {"sources": {"dota": {}}, "root": "/nowhere/at/all"},
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    make_dota(tmp_path)
+    with pytest.raises(ConfigError):
+        import_archives(ArchivesConfig.from_dict({"root": tmp_path, "kind": "archives", **config}), tmp_path / "out")
