@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -112,11 +112,15 @@ def _demand(path: Path) -> None:
 def parse_dataclass(cls: Any, row: object, file: Path, where: str = "") -> Any:
     """`cls` from a JSON object that holds exactly its fields, nested dataclasses included.
 
+    A field that has a default may be absent: the folder is older than the field, whose default must then say what the
+    code did before it was there.
+
     Raises:
         CheckpointError: another set of keys, or a value that the dataclass refuses.
     """
     expected = {f.name for f in fields(cls)}
-    if not isinstance(row, dict) or set(row) != expected:
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if not isinstance(row, dict) or not required <= set(row) <= expected:
         differing = sorted(set(row) ^ expected) if isinstance(row, dict) else row
         raise CheckpointError(
             f"settings of {cls.__name__} have missing or unexpected keys",

@@ -38,6 +38,7 @@ from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.losses import gaussian_nll, vlm_cross_entropy_sum
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.shared_image import TreeLayout, encode_images, hidden_states
+from scaleearth_pl.model.texture import patch_texture, texture_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class ScaleEarth(nn.Module):
         if adapters is not None:
             freeze(backbone)
             self.adapters = attach(backbone, adapters, self.scale)
-        self.gsd_head = None if head is None else GsdHead(head, feature_dims(backbone))
+        self.gsd_head = None if head is None else GsdHead(head, feature_dims(backbone, texture=head.texture))
 
     def forward(self, batch: TreeBatch, *, predicted_share: float = 0.0) -> TreeLosses:
         """Losses of one micro-batch. `predicted_share` of the trees are gated by SSE-U's prediction."""
@@ -127,6 +128,9 @@ class ScaleEarth(nn.Module):
         patches_I = batch.image_grid_I3.prod(-1)
         merge = patches_I.sum() // levels[1].shape[0]
         rows = [patches_I] + [patches_I // merge] * (len(levels) - 1)
+        if self.gsd_head.config.texture:
+            levels.insert(0, patch_texture(batch.pixel_values_PD, self.backbone.config.vision_config.patch_size))
+            rows.insert(0, patches_I)
         tree_rows = [torch.repeat_interleave(batch.tree_of_image_I, n) for n in rows]
         mu_G, log_var_G = self.gsd_head(levels, tree_rows, batch.log10_gsd_G.shape[0])
         return mu_G, log_var_G
@@ -211,7 +215,8 @@ def keep_four_bit_trainable(backbone: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def feature_dims(backbone: Any) -> list[int]:
-    """Widths of the levels that SSE-U reads: vision tower's output, merger, DeepStack."""
+def feature_dims(backbone: Any, *, texture: bool) -> list[int]:
+    """Widths of the levels that SSE-U reads: texture of the pixels, vision tower's output, merger, DeepStack."""
     vision = backbone.config.vision_config
-    return [vision.hidden_size] + [vision.out_hidden_size] * (1 + len(vision.deepstack_visual_indexes))
+    pixels = [texture_width(vision.patch_size)] if texture else []
+    return pixels + [vision.hidden_size] + [vision.out_hidden_size] * (1 + len(vision.deepstack_visual_indexes))

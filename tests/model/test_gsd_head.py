@@ -1,4 +1,4 @@
-"""SSE-U: pooling, range, precision, and that it can learn."""
+"""SSE-U: pooling, range, precision, texture, and that it can learn."""
 
 import math
 
@@ -123,9 +123,31 @@ def test_learns_a_scale_that_shows_in_the_contrast_and_admits_where_it_does_not(
     assert sigma_G[~cue_G].mean().item() == pytest.approx(1 / 12**0.5, rel=0.15), "a uniform draw's deviation"
 
 
+def test_with_texture_images_do_not_mix_and_every_parameter_learns() -> None:
+    head = make(texture=True, depth=3)
+    features, rows = levels([3, 2, 4])
+    mu_G, log_var_G = head(features, rows, 3)
+    alone = [x[r == 1] for x, r in zip(features, rows, strict=True)]
+    mu, log_var = head(alone, [torch.zeros(len(x), dtype=torch.long) for x in alone], 1)
+    assert torch.allclose(mu_G[1], mu[0], atol=1e-6)
+    assert torch.allclose(log_var_G[1], log_var[0], atol=1e-6)
+    gaussian_nll(mu_G, log_var_G, torch.zeros(3), torch.ones(3)).backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in head.parameters())
+
+
+def test_texture_keeps_its_size_and_the_other_levels_lose_theirs() -> None:
+    head = make(texture=True)
+    features, rows = levels([30, 30])
+    mu_G = head(features, rows, 2)[0]
+    assert not torch.allclose(head([2 * features[0], features[1]], rows, 2)[0], mu_G, atol=1e-4)
+    assert torch.allclose(head([features[0], 2 * features[1]], rows, 2)[0], mu_G, atol=1e-5)
+
+
 def test_other_levels_than_it_was_built_for_are_refused() -> None:
     features, rows = levels([2])
     with pytest.raises(ConfigError, match="widths"):
         make()(features[::-1], rows, 1)
     with pytest.raises(ConfigError, match="log variance"):
         GsdHeadConfig(log_var_min=math.inf)
+    with pytest.raises(ConfigError, match="hidden layer"):
+        GsdHeadConfig(depth=0)
