@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare falsify bench torture dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare falsify bench torture export dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,6 +80,10 @@ bench: setup  ## the ladder against other trainers (extra bench)
 
 torture: setup  ## 28 faults as real processes with real signals; reports/torture.json
 	$(BIN)/python tests/torture/run.py $(ARGS)
+
+export: setup  ## the dequantised base, and adapters folded at 32 GSDs for PEFT and vLLM: exports/
+	$(BIN)/scaleearth export-base $(STAGE2)/latest --out exports/base
+	$(BIN)/scaleearth export $(STAGE2)/latest --grid 0.1:30:0.08dex --out exports/bank --base-name exports/base
 
 dashboard: setup  ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir runs

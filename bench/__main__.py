@@ -89,18 +89,19 @@ def main() -> None:
     results["versions"] = {package: version(package) for package in PACKAGES}
     with tempfile.TemporaryDirectory() as scratch, quiet():
         found = sections(Path(scratch), LoraShape(rank=arguments.rank), quick=arguments.quick)
-        for section in arguments.only.split(",") if arguments.only else [name for name in found if name != "held_out"]:
-            start = time.perf_counter()
+        chosen = arguments.only.split(",") if arguments.only else [name for name in found if name != "held_out"]
+        for number, section in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {section} ...", flush=True)
+            start, cpu = time.perf_counter(), time.process_time()
             results |= found[section]()
-            results.setdefault("sections", {})[section] = {
-                "seconds": round(time.perf_counter() - start, 1),
-                "commit": results["commit"],
-            }
+            took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            took = {name: round(seconds, 1) for name, seconds in took.items()}
+            results.setdefault("sections", {})[section] = took | {"commit": results["commit"]}
             for row in results.get("rows", []) if section == "ladder" else ():
                 row |= {"hardware": name, "commit": results["commit"]}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
-            print(f"{section}: {results['sections'][section]['seconds']} s", flush=True)
+            print(f"    {took['seconds']} s, {took['cpu_seconds']} s of processor time", flush=True)
     report.draw(results, arguments.figure)
     print(report.markdown(results))
 

@@ -88,7 +88,7 @@ def over_length(folder: Path, lora: LoraShape, **how: int) -> list[dict[str, flo
 
 
 def gate_price(bank: Bank, ranks: tuple[int, ...], *, rounds: int, micro_tokens: int) -> list[dict[str, float]]:
-    """Time of a whole step (forward, backward, AdamW) of gated over plain LoRA, the same code path."""
+    """Time of a whole step (forward, backward, AdamW) of gated over plain LoRA, the same code path; several trees each."""
     rows = []
     for rank in ranks:
         for k in (16, bank.shape.questions):
@@ -100,7 +100,7 @@ def gate_price(bank: Bank, ranks: tuple[int, ...], *, rounds: int, micro_tokens:
                 ours = Contender(
                     model,
                     bank,
-                    range(bank.shape.questions // k * k),
+                    range(bank.shape.questions // k * k if k == 16 else 2 * bank.shape.questions),
                     k=k,
                     micro_tokens=micro_tokens,
                     optimizer=optimizer,

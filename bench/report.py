@@ -84,46 +84,66 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Ladder, K, visual tokens and question length side by side; panels of sections that were not run stay empty."""
-    figure, (ladder_ax, k_ax, visual_ax, length_ax) = new_figure(4)
-    rows = results.get("rows", [])
-    labels = [row["trainer"] if row["trainer"] != "ours" else f"K={row['k']}" for row in rows]
-    rates = [row["qas_per_second"] for row in rows]
-    colours = [GREY if row["trainer"] in ("T0", "T1", "T2") else BLUE for row in rows]
-    ladder_ax.bar(labels, rates, color=colours)
-    for place, row in enumerate(rows):
-        ladder_ax.annotate(f"{row['ratio_to_t2']:.1f}x", (place, row["qas_per_second"]), ha="center", va="bottom")
-    ladder_ax.set_ylabel("questions per second, forward + backward")
-    ladder_ax.set_title(
-        f"{results['visual_tokens']} visual tokens, {results['branch_tokens']:.0f} text tokens a question"
+    """Ladder, K, visual tokens and question length side by side; a panel whose section was not run says so."""
+    figure, (ladder_ax, k_ax, visual_ax, length_ax) = new_figure(4, panel_size=(4.2, 3.7))
+    _bars(ladder_ax, results)
+    panels = (
+        (k_ax, "over_k", "k", "ratio_to_k1", "K, questions per image", "times the rate of K = 1"),
+        (visual_ax, "over_visual_tokens", "visual_tokens", "ratio_to_t2", "visual tokens", "times the rate of T2"),
+        (length_ax, "over_length", "branch_tokens", "ratio_to_t2", "tokens per question", "times the rate of T2"),
     )
-    points = results.get("over_k", [])
-    _lines(k_ax, points, "k", "ratio_to_k1", "K, questions per image", "rate over K = 1")
-    _lines(
-        visual_ax,
-        results.get("over_visual_tokens", []),
-        "visual_tokens",
-        "ratio_to_t2",
-        "visual tokens",
-        "rate over T2",
-    )
-    _lines(
-        length_ax, results.get("over_length", []), "branch_tokens", "ratio_to_t2", "tokens per question", "rate over T2"
-    )
+    for ax, section, x, y, x_label, y_label in panels:
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        _lines(ax, results.get(section, []), x, y)
+    k_ax.set_title("one model, trees of K", fontsize=10)
+    for ax in (visual_ax, length_ax):
+        ax.set_title("K = 100 against TRL tuned", fontsize=10)
     figure.savefig(path)
 
 
-def _lines(ax: Any, points: list[dict[str, float]], x: str, y: str, x_label: str, y_label: str) -> None:
-    xs = [p[x] for p in points]
+def _bars(ax: Any, results: dict[str, Any]) -> None:
+    rows = results.get("rows", [])
+    if not rows:
+        _not_run(ax)
+        return
+    names = {"T0": "HF", "T1": "TRL", "T2": "TRL\ntuned", "T3": "ours\nK=1"}
+    labels = [names.get(row["trainer"], f"ours\nK={row['k']}") for row in rows]
+    peers = ("T0", "T1", "T2")
+    ax.bar(
+        labels, [row["qas_per_second"] for row in rows], color=[GREY if r["trainer"] in peers else BLUE for r in rows]
+    )
+    for place, row in enumerate(rows):
+        ax.annotate(f"{row['ratio_to_t2']:.1f}x", (place, row["qas_per_second"]), ha="center", va="bottom", fontsize=9)
+    ax.grid(visible=False, axis="x")
+    ax.tick_params(axis="x", labelsize=8)
+    ax.margins(y=0.1)
+    ax.set_ylabel("questions per second, forward + backward")
+    tokens = f"{results['visual_tokens']} visual tokens, {results['branch_tokens']:.0f} text tokens a question"
+    ax.set_title(tokens, fontsize=10)
+
+
+def _lines(ax: Any, points: list[dict[str, float]], x: str, y: str) -> None:
+    if not points:
+        _not_run(ax)
+        return
+    xs, ticks = [p[x] for p in points], [0.5, 1, 2, 5, 10, 20, 50, 100]
     ax.plot(xs, [p[y] for p in points], "o-", color=VERMILION, label="measured")
-    ax.plot(xs, [p["token_ratio"] for p in points], "--", color=GREEN, label="ratio of tokens")
+    ax.plot(xs, [p["token_ratio"] for p in points], "--", color=GREEN, label="ratio of tokens computed")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xticks(xs, [f"{v:.0f}" for v in xs])
     ax.set_xticks([], minor=True)
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    ax.legend(frameon=False)
+    low, high = ax.get_ylim()
+    ax.set_yticks([t for t in ticks if low <= t <= high], [f"{t:g}" for t in ticks if low <= t <= high])
+    ax.set_yticks([], minor=True)
+    ax.legend(frameon=False, fontsize=9)
+
+
+def _not_run(ax: Any) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.text(0.5, 0.5, "not run", ha="center", va="center", color=GREY, transform=ax.transAxes)
 
 
 def main() -> None:

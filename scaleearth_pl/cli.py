@@ -20,8 +20,17 @@ OWN_COMMANDS = {
     "prepare": "scaleearth_pl.prepare.corpus",
     "index": "scaleearth_pl.prepare.index",
     "geotag": "scaleearth_pl.prepare.geotag",
+    "report": "scaleearth_pl.prepare.report.command",
+    "leakage": "scaleearth_pl.prepare.leakage",
     "summary": "scaleearth_pl.evaluation.summary",
     "compare": "scaleearth_pl.evaluation.compare",
+    "evaluate": "scaleearth_pl.evaluation.evaluator",
+    "falsify": "scaleearth_pl.evaluation.falsify.main",
+    "ask": "scaleearth_pl.serving.ask",
+    "export": "scaleearth_pl.serving.export",
+    "export-base": "scaleearth_pl.serving.export_base",
+    "serve": "scaleearth_pl.serving.server",
+    "viewer": "scaleearth_pl.serving.viewer",
 }
 
 

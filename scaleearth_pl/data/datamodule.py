@@ -159,6 +159,11 @@ class GeoScaleDataModule(pl.LightningDataModule):
         assert plan is not None  # kind "train" always has one
         return plan.steps_per_epoch
 
+    @property
+    def micro_tokens(self) -> int:
+        """Most tokens of a training micro-batch; what memory must hold."""
+        return self._schedule("train").budget
+
     def prepare_data(self) -> None:
         """Makes tokenizer and token lengths once per node, before the ranks need them."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn else "fit"
@@ -261,20 +266,15 @@ class GeoScaleDataModule(pl.LightningDataModule):
             refuse_changed(self._restored, self.state_dict())
 
     def _ranks(self) -> tuple[int, int]:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        return (
-            rank if self._rank is None else self._rank,
-            world_size if self._world_size is None else self._world_size,
-        )
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return rank if self._rank is None else self._rank, world_size if self._world_size is None else self._world_size
 
     def _agree_on_budget(self) -> None:
         if self.micro_token_budget != "auto":
             self._budget = int(self.micro_token_budget)
             return
         self._budget = auto_token_budget()
-        if self.trainer is not None and self.trainer.world_size > 1:
-            # Free memory differs between ranks, the number of micro-batches must not.
+        if self.trainer is not None and self.trainer.world_size > 1:  # all ranks run equally many micro-batches
             self._budget = int(self.trainer.strategy.broadcast(self._budget))
 
     def _schedule(self, kind: Kind) -> TrainSchedule | EvalSchedule:

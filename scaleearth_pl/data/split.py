@@ -91,12 +91,18 @@ class SplitPlan:
         largest = int(np.argmax(self.items.cost_N))
         n_tokens = int(self.items.cost_N[largest])
         if n_tokens > budget and not auto:
+            alone = int((self.items.prefix_N + self.items.branch_N)[largest])
+            shrink = (
+                f"lower max_branches (now {self.settings.max_branches})"
+                if alone <= budget
+                else f"lower max_pixels or max_branch_tokens: its image and longest question alone take {alone}"
+            )
             raise ConfigError(
                 f"a tree of {n_tokens} tokens exceeds the budget of a micro-batch",
                 file=self.index.where(int(self.items.row_N[largest])),
                 field="micro_token_budget",
                 value=budget,
-                remedy=f"raise it to {n_tokens}, or lower max_branches (now {self.settings.max_branches})",
+                remedy=f"raise it to {n_tokens}, or {shrink}",
             )
         budget = max(budget, n_tokens)
         if self.plan is None:
@@ -122,6 +128,7 @@ class SplitPlan:
             "dropped_images": len(kept) - n_images,
             "quarantined_images": self.quarantine.n_bad,
             "enlarged_images": sum(pair in enlarged for pair in native_pairs),
+            "reduced_images": sum(w * h > self.processor.max_pixels for w, h in native_pairs),
             "steps_per_epoch": schedule.steps_per_epoch,
             "tokens_per_epoch": self.plan.tokens_per_epoch if self.plan else float(items.cost_N.sum()),
             "by_tier": self._by_tier(),

@@ -31,7 +31,9 @@ from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
 
 class Schedule(Protocol):
-    """Who reads what: items of every rank's micro-batches at every step."""
+    """Who reads what: items of every rank's micro-batches at every step, `budget` tokens of each at most."""
+
+    budget: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,7 +81,7 @@ class EvalSchedule:
     """All items in index order, one micro-batch a rank and step; no item twice, none left out."""
 
     def __init__(self, items: Items, *, world_size: int, budget: int) -> None:
-        self.world_size = world_size
+        self.world_size, self.budget = world_size, budget
         self._batches = fill(list(range(len(items))), items.cost_N, budget)
         self._n_items = len(items)
         self.steps_per_epoch = -(-len(self._batches) // world_size)

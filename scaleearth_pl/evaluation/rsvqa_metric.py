@@ -5,6 +5,7 @@ writes text, so target *and* prediction are binned before they are compared:
 
 - LR counts: 0, (0,10], (10,100], (100,1000], >1000. HR counts are exact.
 - areas (HR): 0 m2, (0,10], (10,100], (100,1000], >1000 square metres.
+- the names of the official classes ("between 10 and 100", "more than 1000m2") are read as the bins they name.
 - everything else: equal after lower case, single spaces and no final full stop.
 
 AA is the unweighted mean over types, OA the share of all questions. A prediction is read as a number only if the whole
@@ -32,6 +33,7 @@ CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
 _COUNT = re.compile(r"\d+")
 _AREA = re.compile(r"(\d+(?:\.\d+)?) ?(?:m2|m²|m\^2|square met(?:re|er)s?)?")
 _BIN_EDGES = (10, 100, 1000)
+_CLASS_NAME = re.compile(r"(?:between (?P<low>\d+)(?:m2)? and (?P<high>\d+)|more than (?P<more>\d+))(?:m2)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ class RsvqaScore:
 def official_class(text: str, *, type: str, source: str) -> str:
     """The class of an answer text under the official binning; the normalised text itself where nothing is binned."""
     plain = " ".join(text.lower().split()).rstrip(".")
+    named = _named_bin(plain, unit="m2" if type == "area" else "")
+    if named is not None and (type == "area" or (type == "count" and source in BINNED_COUNT_SOURCES)):
+        return named
     if type == "count" and source in BINNED_COUNT_SOURCES and _COUNT.fullmatch(plain):
         return _bin(float(plain), unit="")
     if type == "count" and _COUNT.fullmatch(plain):
@@ -117,6 +122,17 @@ def _score_type(rows: Sequence[Prediction]) -> TypeScore:
         majority=count / len(rows),
         majority_class=commonest,
     )
+
+
+def _named_bin(plain: str, *, unit: str) -> str | None:
+    """The bin that an official class name means, None where the text is no such name."""
+    match = _CLASS_NAME.fullmatch(plain)
+    if match is None:
+        return None
+    if match["more"]:
+        return f">{_BIN_EDGES[-1]}{unit}" if int(match["more"]) == _BIN_EDGES[-1] else None
+    pair = int(match["low"]), int(match["high"])
+    return f"({pair[0]},{pair[1]}]{unit}" if pair in itertools.pairwise((0, *_BIN_EDGES)) else None
 
 
 def _bin(value: float, *, unit: str) -> str:

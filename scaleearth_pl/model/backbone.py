@@ -29,6 +29,7 @@ from transformers import BitsAndBytesConfig, Qwen3VLConfig, Qwen3VLForConditiona
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, TargetModuleError
 from scaleearth_pl.core.tokens import TokenIds
+from scaleearth_pl.model.dequantised import DequantisedLinear, keep_dequantised
 from scaleearth_pl.model.shapes import shape_config, tiny_config
 from scaleearth_pl.model.shared_image import TREE_ATTENTION
 from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv, skip_unread_rows
@@ -60,7 +61,9 @@ class BackboneConfig:
         source: "tiny", a Hugging Face folder, or a name on the hub.
         quantise: "nf4" puts the projections of the LLM blocks in 4-bit.
         dtype: of all other weights, and of computation.
+        keep_dequantized: hold the NF4 values written out in `dtype` (`dequantised.py`): faster, four times the memory.
         checkpointing: recompute activations in the backward: about 1.4 times the time for a tenth of the memory.
+            "auto": the stage decides once it knows the micro-batches (`training/memory.py`); off until then.
         attention: "tree" (needs a layout), or "sdpa" for plain sequences, as other trainers run them.
         seed: of the tiny backbone's initial weights.
     """
@@ -68,13 +71,16 @@ class BackboneConfig:
     source: str = TINY
     quantise: Literal["none", "nf4"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpointing: bool = False
+    keep_dequantized: bool = False
+    checkpointing: bool | Literal["auto"] = False
     attention: Literal["tree", "sdpa"] = "tree"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("no backbone named", field="backbone.source", remedy="'tiny', a folder, or a hub name")
+        if self.keep_dequantized and self.quantise != "nf4":
+            raise ConfigError("nothing to dequantise", field="keep_dequantized", value=True, remedy="quantise: nf4")
 
 
 def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str | None = None) -> Any:
@@ -99,7 +105,9 @@ def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str |
     keep_rotary_exact(model)
     if config.quantise == "nf4":
         assert_quantisation(model)
-    if config.checkpointing:
+    if config.keep_dequantized:
+        keep_dequantised(model)
+    if config.checkpointing is True:
         model.activation_checkpointing_enable()
     return model
 
@@ -196,13 +204,14 @@ def _check_ids(shape: Qwen3VLConfig, ids: TokenIds, source: str) -> None:
 def assert_quantisation(model: Any) -> int:
     """Number of 4-bit layers: all projections of the LLM blocks and nothing else; 0 in a model that is not quantised.
 
+    Those that `keep_dequantized` wrote out hold 4-bit values, and count.
     LoRA layers added since (`lora_A`, `lora_B`) are no projections of the backbone.
 
     Raises:
         TargetModuleError: a projection left in full precision, or a layer of vision tower, merger or head in 4-bit.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n}
-    four_bit = {n for n, m in linears.items() if type(m).__name__ == "Linear4bit"}
+    four_bit = {n for n, m in linears.items() if type(m).__name__ == "Linear4bit" or isinstance(m, DequantisedLinear)}
     quantised = getattr(model.config, "quantization_config", None) is not None
     wanted = {n for n in linears if n.startswith("model.language_model.layers.")} if quantised else set()
     if four_bit != wanted:

@@ -26,7 +26,7 @@ It is off by at most 0.02 from the true integral, and sigma = 0 gives the paper'
 Price of the choice: h falls in s for every rank, so a rank cannot serve coarse images only, and fine images use more
 of the adapter than coarse ones. Sharpness 4 per decade lets a rank go from 0.88 to 0.12 within one decade of GSD.
 
-Legend of shape suffixes: G trees (one GSD each), r LoRA ranks.
+Legend of shape suffixes: G trees (one GSD each), r LoRA ranks, M gates.
 """
 
 import math
@@ -110,10 +110,26 @@ class ContinuousGate(Gate):
         return self.config.sharpness if self.log_sharpness is None else self.log_sharpness.exp()
 
     def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:
-        """E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2): the slope loses what sigma takes."""
-        flattening_G = torch.rsqrt(1 + math.pi / 8 * (self.sharpness * sigma_G.float()) ** 2)
-        slope_G1 = (self.sharpness * flattening_G)[:, None]
-        return torch.sigmoid(slope_G1 * (self.thresholds - log10_gsd_G.float()[:, None]))
+        """E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2)."""
+        return openness(self.thresholds[None], self.sharpness, log10_gsd_G, sigma_G)[0]
+
+
+def openness(
+    tau_Mr: Float[Tensor, "M r"],
+    sharpness: float | Tensor,
+    log10_gsd_G: Float[Tensor, " G"],
+    sigma_G: Float[Tensor, " G"],
+) -> Float[Tensor, "M G r"]:
+    """The marginal gate of M modules at G scales: the slope loses what sigma takes.
+
+    Args:
+        tau_Mr: thresholds, log10 metres.
+        sharpness: slope per decade; a number, a scalar or [M, 1].
+        log10_gsd_G: mean of s. sigma_G: its deviation in decades.
+    """
+    flattening = torch.rsqrt(1 + math.pi / 8 * (sharpness * sigma_G.float()) ** 2)
+    slope = (sharpness * flattening)[..., None]
+    return torch.sigmoid(slope * (tau_Mr[:, None] - log10_gsd_G.float()[:, None]))
 
 
 def rank_tier_slices(rank: int) -> dict[str, slice]:

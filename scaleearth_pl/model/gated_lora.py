@@ -14,14 +14,13 @@
 
 The price over plain LoRA is one gather and one multiply of r numbers per token, 2e-6 of the operations of a 4096 x 4096
 layer: the gate itself is evaluated once per tree, never per token, and no adapter is ever built per sample. Layers of a
-few hundred columns pay for memory traffic and small kernels instead (5 to 10 % on a busy CPU). With one tree the row
+few hundred columns pay for memory traffic and small kernels instead (1 to 3 % of a step, measured). With one tree the row
 is broadcast; with `gate.always_open` a number takes its place, so that the plain-LoRA baseline is this very code.
 
-The scale reaches the layers through a `ScaleState`, not through `forward` (the backbone's signature is not ours) and
-not through a context that closes when `forward` returns: activation checkpointing runs `forward` again inside
-`backward`, where a closed context raises (non-reentrant) or silently loses half the gradient (reentrant).
+The scale reaches the layers through a `ScaleState` (`scale_state.py` says why), not through `forward`, whose signature
+in the backbone is not ours.
 
-Legend of shape suffixes: T tokens, N tokens of any leading shape, G trees, r LoRA ranks.
+Legend of shape suffixes: N tokens of any leading shape, G trees, r LoRA ranks.
 """
 
 import math
@@ -30,15 +29,27 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from scaleearth_pl.core.errors import ConfigError, GsdError, TargetModuleError
+from scaleearth_pl.core.errors import ConfigError, TargetModuleError
 from scaleearth_pl.core.gsd import rank_tier_sizes
 from scaleearth_pl.model.baselines import build_gate
 from scaleearth_pl.model.gate import Gate, GateConfig
 from scaleearth_pl.model.keep_dtype import KeepsDtype
+from scaleearth_pl.model.scale_state import ScaleState
+
+__all__ = [
+    "LANGUAGE_MODEL",
+    "LORA_TARGETS",
+    "AdapterConfig",
+    "GatedLoRALinear",
+    "LoRAWeight",
+    "ScaleState",
+    "attach",
+    "update_magnitude",
+]
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Every linear projection of the language model's blocks, by last name component."""
@@ -85,73 +96,6 @@ class AdapterConfig:
                 value=self.targets,
                 remedy=f"the paper adapts {LORA_TARGETS}",
             )
-
-
-class ScaleState:
-    """The scale of the micro-batch under way, shared by all layers; a plain object, so no module owns it.
-
-    It must stay as it is from a forward until the end of that forward's backward (see the module's docstring), so `set`
-    is called once per micro-batch, and nothing ever clears it.
-    """
-
-    def __init__(self) -> None:
-        self._log10_gsd_G: Tensor | None = None
-        self._sigma_G: Tensor | None = None
-        self._row_of_token: Tensor | None = None
-        self._row_of_kept: Tensor | None = None
-
-    def set(
-        self,
-        log10_gsd_G: Float[Tensor, " G"],
-        sigma_G: Float[Tensor, " G"],
-        row_of_token: Int[Tensor, "*N"],
-        kept_K: Int[Tensor, " K"] | None = None,
-    ) -> None:
-        """Announces the scale of the next forward.
-
-        Args:
-            log10_gsd_G: resolved log10 GSD of each tree, log10 metres.
-            sigma_G: its deviation in decades.
-            row_of_token: tree of each token, shaped like the layers' input without its last axis: [1, T] in training,
-                [B, L] in cached decoding. Not looked at when there is one tree.
-            kept_K: places of the tokens that the last layer's MLP computes (`surgery.LastLayer`); None for all.
-        """
-        self._log10_gsd_G, self._sigma_G = log10_gsd_G, sigma_G
-        self.set_rows(row_of_token, kept_K)
-
-    def set_rows(self, row_of_token: Int[Tensor, "*N"], kept_K: Int[Tensor, " K"] | None = None) -> None:
-        """Keeps the scales, but for other tokens of the same trees: the next step of cached decoding."""
-        self._row_of_token = row_of_token
-        self._row_of_kept = None if kept_K is None else row_of_token.index_select(-1, kept_K)
-
-    def apply(self, gate: Gate, low: Float[Tensor, "*N r"], scaling: float) -> Float[Tensor, "*N r"]:
-        """Product scaling * h(s) * low, each token by its tree's row of `gate`; scaling G rows costs nothing.
-
-        The gather precedes the cast to low's dtype, so that its backward adds up a tree's tokens in float32: CUDA's sum
-        of thousands of bfloat16 terms is not the thresholds' gradient.
-
-        Raises:
-            GsdError: no scale was set, or one that belongs to other tokens.
-        """
-        if self._log10_gsd_G is None or self._sigma_G is None or self._row_of_token is None:
-            raise GsdError("the gate was not told a GSD", remedy="call ScaleState.set before the backbone's forward")
-        h_Gr: Tensor = scaling * gate(self._log10_gsd_G, self._sigma_G)
-        if h_Gr.shape[0] == 1:
-            return low * h_Gr[0].to(low.dtype)
-        row = self._rows_of(self._row_of_token, low)
-        return low * h_Gr.index_select(0, row.flatten()).view_as(low).to(low.dtype)
-
-    def _rows_of(self, row_of_token: Tensor, low: Tensor) -> Tensor:
-        """The tree of each of these tokens: all of them, or those that the last layer kept."""
-        for row in (row_of_token, self._row_of_kept):
-            if row is not None and row.shape == low.shape[:-1]:
-                return row
-        raise GsdError(
-            f"the scale was set for tokens of shape {tuple(row_of_token.shape)}",
-            field="row_of_token",
-            value=tuple(low.shape[:-1]),
-            remedy="call ScaleState.set with the rows of this forward's tokens",
-        )
 
 
 class LoRAWeight(KeepsDtype):
@@ -209,6 +153,8 @@ class GatedLoRALinear(nn.Module):
         self.lora_A = LoRAWeight(_kaiming(rank, base.in_features, device, generator).to(dtype))
         self.lora_B = LoRAWeight(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
         self.gate, self.scale = gate.to(device), scale
+        if not gate.always_open:
+            scale.register(self.gate, self.scaling)
 
     @property
     def scaling(self) -> float:
@@ -219,7 +165,7 @@ class GatedLoRALinear(nn.Module):
         """Base output plus update, in the base output's dtype: the input's, or autocast's."""
         y: Tensor = self.base(x)
         low: Tensor = self.lora_A(x)
-        low = low * self.scaling if self.gate.always_open else self.scale.apply(self.gate, low, self.scaling)
+        low = low * self.scaling if self.gate.always_open else self.scale.apply(self.gate, low)
         return self.lora_B.add_to(y, low)
 
 

@@ -30,6 +30,10 @@ def _keep_rows(row_of_token: Tensor, kept_K: Tensor | None = None) -> None:
     """A backbone without adapters needs no rows."""
 
 
+def _keep_quiet(token_B: Tensor) -> None:
+    """Nobody listens."""
+
+
 @torch.no_grad()
 def greedy(
     model: Any,
@@ -39,6 +43,7 @@ def greedy(
     max_new_tokens: int,
     eos: int | None = None,
     set_rows: Callable[[Tensor, Tensor | None], None] = _keep_rows,
+    on_tokens: Callable[[Tensor], None] = _keep_quiet,
 ) -> list[list[int]]:
     """The most likely continuation of every branch, in the order of the batch.
 
@@ -50,6 +55,7 @@ def greedy(
         eos: token that ends an answer; None takes the model's own. It is not part of the answer.
         set_rows: told the tree of each token before every forward, shaped like the layers' input: [1, T], then [1, B];
             and the places of the tokens that the last block keeps, or None.
+        on_tokens: given every step's tokens [B] as they come, also those of branches that have ended; for streaming.
 
     Raises:
         ConfigError: no new tokens allowed, or no token to end at.
@@ -69,10 +75,12 @@ def greedy(
     position_3B = batch.position_ids_3T.index_select(1, last_B)
     set_rows(batch.tree_of_branch_B[None], None)
     tokens, ended_B = [token_B], token_B == eos
+    on_tokens(token_B)
     for step in range(1, max_new_tokens):
         if bool(ended_B.all()):
             break
         token_B = _decode(model, token_B, position_3B + step, layout, cache)
+        on_tokens(token_B)
         tokens.append(token_B)
         ended_B |= token_B == eos
     return [_until(row, eos) for row in torch.stack(tokens, dim=1).tolist()]

@@ -131,7 +131,10 @@ class ScaleEarth(nn.Module):
         if self.gsd_head.config.texture:
             levels.insert(0, patch_texture(batch.pixel_values_PD, self.backbone.config.vision_config.patch_size))
             rows.insert(0, patches_I)
-        tree_rows = [torch.repeat_interleave(batch.tree_of_image_I, n) for n in rows]
+        tree_rows = [
+            torch.repeat_interleave(batch.tree_of_image_I, n, output_size=len(level))  # told, so that no host waits
+            for n, level in zip(rows, levels, strict=True)
+        ]
         mu_G, log_var_G = self.gsd_head(levels, tree_rows, batch.log10_gsd_G.shape[0])
         return mu_G, log_var_G
 

@@ -26,7 +26,7 @@ from scaleearth_pl.data.shard_index import INDEX_NAME
 RECORD_NAME = "corpus.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 EXIT_LEFT_OUT = 3
-NOT_CONTENT = ("out", "processes")
+NOT_CONTENT = ("out", "processes", "workers", "executor", "slurm")
 """Keys that change no byte of a corpus."""
 
 
@@ -45,6 +45,7 @@ BUILDERS = {
     "world": Builder("scaleearth_pl.prepare.world.build", versioned=True),
     "rsvqa": Builder("scaleearth_pl.prepare.rsvqa"),
     "archives": Builder("scaleearth_pl.prepare.importers.build"),
+    "pipeline": Builder("scaleearth_pl.prepare.pipeline"),
 }
 
 

@@ -1,10 +1,13 @@
 """A process that ends when it should: nothing lingers after an error.
 
-After an error Python still joins loader workers at exit, which waits for ever on one that is stopped; a timer ends that.
+After an error Python still terminates and joins loader workers at exit. One that is stopped (a debugger, a frozen
+cgroup, a hung file system) hears no SIGTERM: the join would wait for ever, and the worker would outlive the run. They
+hold nothing that is worth an orderly end, so they are killed; a timer ends whatever else lingers.
 Before training, SIGTERM keeps its default, immediate effect (143 in a shell): there is nothing to save yet, and a Python
 handler would wait for a main thread that may be in a rendezvous.
 """
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -24,7 +27,14 @@ def as_process(run: Callable[[], int], *, linger_s: float = 8.0) -> int:
     finally:
         if status:
             end_within(linger_s, status)
+            kill_workers()
     return status
+
+
+def kill_workers() -> None:
+    """Kills the processes that this one started through `multiprocessing`: the loaders' workers."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def end_within(seconds: float, status: int) -> None:

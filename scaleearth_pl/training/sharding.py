@@ -55,7 +55,9 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
         dist.broadcast(parameter.data, src=0)
     before = model(batch).ce_sum.detach()
     for block in transformer_blocks(model):
-        fully_shard(block, mesh=mesh, ignored_params={p for p in block.parameters() if p in trained})
+        # Each block is a root of its own, and what a root gathers stays gathered unless asked otherwise.
+        ignored = {p for p in block.parameters() if p in trained}
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     after = model(batch).ce_sum.detach()
     if not torch.equal(before, after):
         raise PreflightError(

@@ -15,6 +15,7 @@ from scaleearth_pl.model.adapter_files import replacing
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.memory import decide_checkpointing
 from scaleearth_pl.training.optim import OptimConfig
 from scaleearth_pl.training.sharding import full_state_dict, shard_model
 
@@ -50,6 +51,8 @@ class Stage1(TreeTraining):
             self.backbone_config, source=self.init_from, token_ids=self.datamodule.processor.token_ids
         )
         self.model = ScaleEarth(backbone=backbone)
+        if self.backbone_config.checkpointing == "auto":
+            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
         shard_model(self, self.model)
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:

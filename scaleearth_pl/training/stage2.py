@@ -22,6 +22,7 @@ from scaleearth_pl.model.losses import lambda_eff
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.memory import decide_checkpointing
 from scaleearth_pl.training.optim import OptimConfig
 from scaleearth_pl.training.provenance import current_commit
 from scaleearth_pl.training.sharding import average_gradients, shard_frozen
@@ -85,6 +86,8 @@ class Stage2(TreeTraining):
         )
         if self.adapter is not None:
             apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
+        if self.backbone_config.checkpointing == "auto":
+            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
         shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:

@@ -107,3 +107,11 @@ def test_committed_results_make_a_report(tmp_path):
         assert "**ours, K = 100**" in report.markdown(results)
         report.draw(results, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_report_of_one_section_says_what_was_not_run(tmp_path):
+    results = {"hardware": "h", "threads": 1, "clock": "wall", "commit": "c"}
+    results["over_k"] = [{"k": k, "qas_per_second": k, "ratio_to_k1": k, "token_ratio": k} for k in (1, 4)]
+    assert report.markdown(results).count("not run") == len(report.BARS)
+    report.draw(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000

@@ -1,15 +1,18 @@
 import json
 import shutil
 import zlib
+from dataclasses import replace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
-from fakes.corpus import make_fake_corpus
+from fakes.corpus import fake_sample, make_fake_corpus, random_image
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, QuarantineLimitError, ShardError
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
+from scaleearth_pl.prepare.write import ShardWriter
 
 ARGS = {"global_batch_tokens": 600, "micro_token_budget": 600, "max_branches": 4, "min_pixels": 1024}
 
@@ -150,7 +153,42 @@ def test_stages_share_one_tokenizer_that_has_not_seen_test(corpus):
 
 def test_a_tree_over_the_budget_names_image_and_remedy(corpus):
     with pytest.raises(ConfigError, match=r"\.tar#.*micro_token_budget.*lower max_branches"):
-        module(corpus, micro_token_budget=40).setup_for(0, 1)
+        module(corpus, micro_token_budget=110).setup_for(0, 1)
+    with pytest.raises(ConfigError, match=r"\.tar#.*lower max_pixels or max_branch_tokens.*alone take"):
+        module(corpus, micro_token_budget=20).setup_for(0, 1)
+
+
+@pytest.fixture(scope="module")
+def odd_corpus(tmp_path_factory):
+    """Every third image has one question, too long; every third is four times the pixel budget; the others are plain."""
+    root = tmp_path_factory.mktemp("odd") / "c"
+    rng = np.random.default_rng(0)
+    with ShardWriter(root, corpus="odd", samples_per_shard=4) as writer:
+        for number in range(9):
+            size = (128, 128) if number % 3 == 1 else (64, 64)
+            sample = fake_sample(number, size=size, n_questions=1 if number % 3 == 0 else 5)
+            if number % 3 == 0:
+                sample = replace(sample, qas=(replace(sample.qas[0], question="very " * 60),))
+            writer.write(sample, random_image(rng, *size), "png")
+    return root
+
+
+def test_images_left_without_questions_and_too_large_ones_are_counted_and_never_in_the_way(odd_corpus):
+    dm = module(odd_corpus, max_pixels=64 * 64, val_splits=(), max_branch_tokens=24).setup_for(0, 1)
+    report = dm.plan_report()
+    assert (report["images"], report["dropped_images"], report["reduced_images"]) == (6, 3, 3)
+    assert report["dropped_questions"] > 0
+    steps = [dm.step_batch(step) for step in range(dm.steps_per_epoch)]
+    trees = [tree.image_id for step in steps for micro in step.micro for tree in micro.trees]
+    assert len(set(trees)) == 6
+    assert sum(step.n_questions for step in steps) == report["questions"]
+    assert sum(step.n_dropped_branches for step in steps) + report["dropped_images"] == report["dropped_questions"]
+    assert {int(g.prod()) for step in steps for micro in step.micro for g in micro.image_grid_I3} == {16}
+
+
+def test_a_corpus_without_any_question_is_refused_before_step_0(odd_corpus):
+    with pytest.raises(ConfigError, match="no image is left"):
+        module(odd_corpus, val_splits=(), max_branch_tokens=1).setup_for(0, 1)
 
 
 def test_limit_images_keeps_all_tiers(corpus):

@@ -160,10 +160,26 @@ GRID_M = [10 ** (-1.5 + i / 4) for i in range(15)]
 
 @pytest.mark.parametrize(("shift", "word"), [(0.0, "supported"), (1.5, "refuted")])
 def test_spoofing_is_judged(plan: Plan, places: Places, shift: float, word: str) -> None:
-    found = findings.spoofing(hypothesis(plan, "H4"), GRID_M, spoofed(shift), answers(0.5, 0), places)
+    rows = answers(0.5, 0)
+    truth, of_row = np.log10([r.gsd_m for r in rows]), [r.place_id for r in rows]
+    found = findings.spoofing(hypothesis(plan, "H4"), GRID_M, spoofed(shift), truth, of_row, places)
     verdict = judge([found], level=0.05)[0]
     assert verdict.verdict == word
     assert len(verdict.notes) == 3
+
+
+@pytest.mark.parametrize(("loss", "word"), [(0.0, "supported"), (0.1, "refuted")])
+def test_a_policy_may_lose_two_points(plan: Plan, places: Places, loss: float, word: str) -> None:
+    rng = np.random.default_rng(0)
+    of_row = [f"p{i % N_PLACES}" for i in range(3000)]
+    difference = -(rng.random((3, 3000)) < loss).astype(float)
+    assert judge([findings.policy(hypothesis(plan, "H7"), difference, of_row, places)], level=0.05)[0].verdict == word
+
+
+@pytest.mark.parametrize(("observed", "word"), [(0.5, "supported"), (0.33, "undecided")])
+def test_probes_against_their_null(plan: Plan, observed: float, word: str) -> None:
+    null = np.random.default_rng(0).normal(0.33, 0.02, (3, 200))
+    assert judge([findings.probes(hypothesis(plan, "H8"), [observed] * 3, null)], level=0.05)[0].verdict == word
 
 
 def test_plateau_is_one_region() -> None:

@@ -169,6 +169,31 @@ def test_nf4_covers_the_projections_of_the_llm_and_nothing_else(model, folder, d
     assert 1e-4 < error < 0.5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_dequantised_it_computes_the_very_same(folder, dtype):
+    """States and gradients; and it still is a quantised model."""
+    found = []
+    for keep in (False, True):
+        config = BackboneConfig(source=str(folder), quantise="nf4", dtype=dtype, keep_dequantized=keep)
+        quantised = build_backbone(config, token_ids=TOKENS)
+        assert assert_quantisation(quantised) == 7 * 4
+        layer = quantised.model.language_model.layers[0].self_attn.q_proj
+        assert (type(layer).__name__ == "DequantisedLinear") is keep
+        assert not layer.weight.requires_grad
+        assert layer.weight.dtype == getattr(torch, dtype)
+        hidden = run(quantised)
+        embedding = quantised.model.language_model.embed_tokens.weight
+        found.append((hidden.detach(), torch.autograd.grad(hidden.float().sum(), embedding)[0]))
+    assert layer.weight.numel() == layer.in_features * layer.out_features
+    for packed, kept in zip(*found, strict=True):
+        assert float((packed - kept).float().norm() / packed.float().norm()) < (1e-6 if dtype == "float32" else 2e-2)
+
+
+def test_only_a_quantised_model_can_be_kept_dequantised():
+    with pytest.raises(ConfigError, match="keep_dequantized"):
+        BackboneConfig(keep_dequantized=True)
+
+
 def test_quantisation_in_the_wrong_place_is_seen(folder):
     import bitsandbytes as bnb
 

@@ -8,8 +8,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from child import Fault
-from harness import STEPS, Bench, Run, case
+from fault import Fault
+from harness import Bench, case
+from legs import STEPS, Run
 
 POINTS = ("bytes", "bytes", "bytes", "bytes", "before_fsync", "after_fsync", "before_replace", "after_replace")
 POINTS += ("before_flush_folder", "after_flush_folder", "before_prune", "after_prune")
@@ -19,36 +20,43 @@ OTHER_FILESYSTEM = Path("/dev/shm")
 @case("C1", "kill -9 inside a save, temporary files on this and another file system")
 def c1(bench: Bench) -> str:
     """Random bytes and named points of the second save of each process; then the run is finished and compared."""
-    wanted = 50 if bench.full else 3
-    places = [("same", bench.root, "/tmp"), ("other", bench.root, str(OTHER_FILESYSTEM))]
-    if bench.full:
-        places.append(("runs-elsewhere", Path(tempfile.mkdtemp(dir=OTHER_FILESYSTEM)), "/tmp"))
-    with ThreadPoolExecutor(2) as pool:
-        share = -(-wanted // len(places))
-        kills = [*pool.map(lambda place: _kills_in_saves(bench, *place, n=share), places)]
-    bench.figures["crash_window"] = {"kills": sum(kills), "without_valid_checkpoint": 0, "file_systems": len(places)}
-    return f"{sum(kills)} kills inside a save, 0 without a valid checkpoint; resumed to the bit"
+    wanted, elsewhere = 50 if bench.full else 3, Path(tempfile.mkdtemp(dir=OTHER_FILESYSTEM))
+    assert elsewhere.stat().st_dev != Path("/tmp").stat().st_dev, "the case needs two file systems"
+    places = {"one file system": (bench.root, str(bench.root)), "two file systems": (elsewhere, "/tmp")}
+    bench.reference()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            jobs = {name: pool.submit(_kills_in_saves, bench, *place, n=wanted) for name, place in places.items()}
+            kills = {name: job.result() for name, job in jobs.items()}
+    finally:
+        shutil.rmtree(elsewhere)
+    bench.figures["crash_window"] = {n: {"kills": k, "without_valid_checkpoint": 0} for n, k in kills.items()}
+    return f"{kills} kills inside a save, 0 without a valid checkpoint; resumed to the bit"
 
 
-def _kills_in_saves(bench: Bench, name: str, root: Path, temporary: str, *, n: int) -> int:
-    rng, done = random.Random(name), 0
+def _kills_in_saves(bench: Bench, root: Path, temporary: str, *, n: int) -> int:
+    """Kills one run after the other; a moment without a valid checkpoint fails in `_newest`."""
+    rng, done = random.Random(str(root == bench.root)), 0
     while done < n:
-        run = bench.run(f"c1-{name}-{done}", runs=root / f"c1-{name}-{done}-runs")
+        run = bench.run(f"c1-{root.name}-{done}", runs=root / f"c1-runs-{done}")
         for _ in range(min(n - done, STEPS // 2 - 1)):
-            before = _newest(run)
-            fault = Fault(
-                out=str(run.out), kind="save", step=2, point=rng.choice(POINTS), n_bytes=rng.randrange(14_000_000)
-            )
-            (process,) = run.start(fault, TMPDIR=temporary)
-            assert process.wait() == -signal.SIGKILL, (fault.point, run.tail())
-            after = _newest(run)
-            assert after in (before + 1, before + 2), f"{fault.point}: step {before} before, {after} after the kill"
+            _kill_in_save(run, rng, temporary)
             done += 1
-        run.finish()
+        run.finish(TMPDIR=temporary)
         run.assert_same_as(bench.reference())
         assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".")], "debris"
         shutil.rmtree(run.folder)
     return done
+
+
+def _kill_in_save(run: Run, rng: random.Random, temporary: str) -> None:
+    before = _newest(run)
+    point, n_bytes = rng.choice(POINTS), rng.randrange(14_000_000)
+    fault = Fault(out=str(run.out), kind="save", step=2, point=point, n_bytes=n_bytes)
+    (process,) = run.start(fault, TMPDIR=temporary)
+    assert process.wait() == -signal.SIGKILL, (point, run.tail())
+    after = _newest(run)
+    assert after in (before + 1, before + 2), f"{point}: step {before} before, {after} after the kill"
 
 
 def _newest(run: Run) -> int:
@@ -118,34 +126,59 @@ def c4(bench: Bench) -> str:
     return "resumed from step 5"
 
 
-@case("C5", "adapter-only resume under DDP and FSDP2; renamed key")
+FSDP2 = ("--trainer.strategy", "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy")
+GATHERED = (*FSDP2, "--trainer.strategy.save_distributed_checkpoint", "false")
+SHARDED = (*FSDP2, "--trainer.strategy.save_distributed_checkpoint", "true")
+
+
+@case("C5", "adapter-only resume under DDP and FSDP2; renamed key; sharded checkpoints")
 def c5(bench: Bench) -> str:
-    """The checkpoint holds what trains and nothing else; a renamed key is an error under both strategies."""
+    """A checkpoint holds what trains and nothing else; a renamed key is an error under both strategies."""
+    world = 2 if bench.full else 1
+    variants: dict[str, tuple[str, ...]] = {"ddp": ()}
+    if bench.full:
+        plain = ("--model.init_args.backbone.quantise", "none")
+        variants |= {"fsdp2": (*GATHERED, *plain), "fsdp2 with a 4-bit base": GATHERED}
+    found = [f"{name} exact ({_adapter_only(bench, name, world, extra)} tensors)" for name, extra in variants.items()]
+    if bench.full:
+        _sharded(bench)
+        found.append("stage 1 in sharded folders exact")
+    return "; ".join(found) + "; the renamed key refused by name"
+
+
+def _adapter_only(bench: Bench, name: str, world: int, extra: tuple[str, ...]) -> int:
     import torch
 
     from scaleearth_pl.training.checkpoint_io import newest_valid, write_sealed
 
-    plain = ("--model.init_args.backbone.quantise", "none")
-    gathered = ("--trainer.strategy", "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy")
-    gathered += ("--trainer.strategy.save_distributed_checkpoint", "false")
-    found = []
-    for name, extra in (("ddp", ()), ("fsdp2", (*plain, *gathered))) if bench.full else (("ddp", ()),):
-        world = 2 if bench.full else 1
-        run, reference = bench.run(f"c5-{name}", world=world, extra=extra), bench.reference(world=world, extra=extra)
-        processes = run.start(Fault(out=str(run.out), kind="kill", step=4))
-        [p.wait() for p in processes]
-        newest = newest_valid(run.checkpoints)
-        content = torch.load(newest, weights_only=True)
-        names = set(content["state_dict"])
-        assert names and not any(".base." in n for n in names), "frozen weights in the checkpoint"
-        good = newest.read_bytes()
-        first = sorted(names)[0]
-        content["state_dict"][first + "_renamed"] = content["state_dict"].pop(first)
-        write_sealed(newest, content, step=content["global_step"])
-        processes = run.start()
-        assert [p.wait() for p in processes] == [2] * world and "_renamed" in processes[0].text, run.tail()
-        newest.write_bytes(good)
-        run.finish()
-        run.assert_same_as(reference)
-        found.append(f"{name} exact ({len(names)} tensors)")
-    return "; ".join(found) + "; the renamed key refused by name"
+    run = bench.run(f"c5-{name.replace(' ', '-')}", world=world, extra=extra)
+    processes = run.start(Fault(out=str(run.out), kind="kill", step=4))
+    assert processes[0].wait() == -signal.SIGKILL and all(p.wait() == 75 for p in processes[1:]), run.tail()
+    newest = newest_valid(run.checkpoints)
+    content = torch.load(newest, weights_only=True)
+    names = set(content["state_dict"])
+    assert names and not any(".base." in n for n in names), "frozen weights in the checkpoint"
+    good, first = newest.read_bytes(), min(names)
+    content["state_dict"][first + "_renamed"] = content["state_dict"].pop(first)
+    write_sealed(newest, content, step=content["global_step"])
+    processes = run.start()
+    assert [p.wait() for p in processes] == [2] * world and "_renamed" in processes[0].text, run.tail()
+    newest.write_bytes(good)
+    run.finish()
+    run.assert_same_as(bench.reference(world=world, extra=extra))
+    return len(names)
+
+
+def _sharded(bench: Bench) -> None:
+    """Stage 1 under FSDP2, every rank its own shards: killed, the newest folder damaged, resumed from the one before."""
+    run = bench.run("c5-sharded", world=2, stage="stage1", extra=SHARDED)
+    processes = run.start(Fault(out=str(run.out), kind="kill", rank=1, step=5))
+    assert [p.wait() for p in processes] == [75, -signal.SIGKILL], run.tail()
+    newest = run.checkpoints / "step=00000005.ckpt"
+    shard = next(newest.glob("__1_*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    run.finish()
+    assert [row["step"] for row in run.rows("pids-0")] == [0, 4], "resumed from another step"
+    run.assert_same_as(bench.reference(world=2, stage="stage1", extra=SHARDED))

@@ -1,18 +1,17 @@
 """P1 to P5: whatever happens to one rank, all leave within 20 s with a status that tells and a checkpoint that holds."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
-from child import Fault, environment
-from harness import HERE, LIMIT_S, Bench, Process, Run, case, wait_all
+from fault import Fault
+from harness import Bench, case
+from launchers import PAUSE_S, launched_by_lightning, launched_by_torchrun, slurm
+from processes import LIMIT_S, wait_all
+from stops import newest_step, signalled, stopped
 
-PAUSE_S = 0.2
+TWO_MICRO_BATCHES = {1: 4, 2: 7}
+"""By world size, a step in which the last rank has two micro-batches; without a second one its fault would not strike."""
 
 
 @case("P1", "SIGTERM to rank 0, to rank 1, to all")
@@ -23,41 +22,13 @@ def p1(bench: Bench) -> str:
         run = bench.run(f"p1-{''.join(map(str, who))}", world=2, every=100)
         processes = run.start(Fault(out=str(run.out), pause_s=PAUSE_S))
         run.wait_for_step(4, rank=1)
-        seconds.append(_signal(bench, processes, who, signal.SIGTERM, [143, 143], run))
+        seconds.append(signalled(bench, processes, who, signal.SIGTERM, [143, 143], run))
         assert newest_step(run) == len(run.losses()), "the checkpoint is not of the last step"
         run.finish()
         run.assert_same_as(reference)
     if bench.full:
-        seconds += [_while_starting(bench), _launched_by_lightning(bench, "term", 143), *_slurm(bench)]
+        seconds += [_while_starting(bench), launched_by_lightning(bench, "term", 143), slurm(bench)]
     return f"all gone with 143 in at most {max(seconds):.1f} s; resumed to the bit"
-
-
-def _signal(
-    bench: Bench, processes: Sequence[Process], who: Sequence[int], number: int, expected: list[int], run: Run
-) -> float:
-    since = time.time()
-    for rank in who:
-        processes[rank].send(number)
-    return stopped(bench, processes, since, expected, run)
-
-
-def stopped(bench: Bench, processes: Sequence[Process], since: float, expected: list[int], run: Run) -> float:
-    """Waits; asserts statuses and time, and files the time under `clean_stops`; returns seconds."""
-    statuses, seconds = wait_all(processes, since)
-    assert statuses == expected, f"{statuses} instead of {expected}\n{run.tail()}"
-    assert seconds < LIMIT_S, f"{seconds:.1f} s\n{run.tail()}"
-    if run.checkpoints.exists():
-        newest_step(run)
-    bench.figures.setdefault("clean_stops", []).append(round(seconds, 2))
-    return seconds
-
-
-def newest_step(run: Run) -> int:
-    """Step of the newest valid checkpoint; fails where there is none."""
-    from scaleearth_pl.training.checkpoint_io import newest_valid
-    from scaleearth_pl.training.seal import read_seal
-
-    return read_seal(newest_valid(run.checkpoints)).step
 
 
 def _while_starting(bench: Bench) -> float:
@@ -74,60 +45,6 @@ def _while_starting(bench: Bench) -> float:
     return seconds
 
 
-def _launched_by_lightning(bench: Bench, kind: str, expected: int) -> float:
-    """One command that launches its second rank itself; the other rank is gone with it."""
-    run = bench.run(f"p-launcher-{kind}", every=2)
-    fault = Fault(out=str(run.out), pause_s=PAUSE_S, **({} if kind == "term" else {"kind": kind, "rank": 1, "step": 4}))
-    argv = run.argv(resume=False, world=2)
-    env = os.environ | environment(fault) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SCALEEARTH_VERSION": "v0"}
-    log = (run.out / "leg1-rank0.log").open("wb")
-    main = subprocess.Popen([sys.executable, str(HERE / "child.py"), *argv], env=env, stdout=log, stderr=log)
-    row = run.wait_for_step(4, rank=1, timeout=600)
-    other = run.rows("pids-1")[-1]["pid"]
-    since = time.time() if kind == "term" else row["time"]
-    if kind == "term":
-        os.kill(main.pid, signal.SIGTERM)
-    status = main.wait(60)
-    while Path(f"/proc/{other}").exists() and time.time() < since + 40:
-        time.sleep(0.05)
-    seconds = time.time() - since
-    assert status == expected, f"{status} instead of {expected}\n{run.tail()}"
-    assert seconds < LIMIT_S, f"{seconds:.1f} s\n{run.tail()}"
-    bench.figures.setdefault("clean_stops", []).append(round(seconds, 2))
-    newest_step(run)
-    return seconds
-
-
-def _slurm(bench: Bench) -> list[float]:
-    """SIGUSR1 before the time limit: saved, requeued by `scontrol`, and the same command goes on to the same end."""
-    run = bench.run("p1-slurm", world=2, every=100)
-    tools = run.out / "bin"
-    tools.mkdir(exist_ok=True)
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {run.out}/scontrol.log\n')
-    (tools / "scontrol").chmod(0o755)
-    run.folder = run.folder.with_name("slurm-4711")
-    slurm = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train"}
-    slurm |= {"PATH": f"{tools}:{os.environ['PATH']}", "SCALEEARTH_VERSION": "", "SLURM_NNODES": "1"}
-    processes = _srun(bench, run, slurm)
-    run.wait_for_step(4, rank=1)
-    seconds = _signal(bench, processes, [0, 1], signal.SIGUSR1, [75, 75], run)
-    assert (run.out / "scontrol.log").read_text() == "requeue 4711\n"
-    again = _srun(bench, run, slurm | {"SLURM_RESTART_COUNT": "1"})
-    assert [p.wait() for p in again] == [0, 0], run.tail()
-    run.assert_same_as(bench.reference(world=2))
-    return [seconds]
-
-
-def _srun(bench: Bench, run: Run, slurm: dict[str, str]) -> list[Process]:
-    """What srun does: one process a task, told by SLURM_PROCID; never `--resume`."""
-    run.legs += 1
-    argv = run.argv(resume=False, world=2)
-    port = str(20000 + os.getpid() % 10000 + run.legs)
-    shared = environment(Fault(out=str(run.out), pause_s=PAUSE_S)) | slurm | {"MASTER_PORT": port}
-    ranks = [shared | {"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r), "SLURM_NODEID": "0"} for r in range(2)]
-    return [bench.zygote.fork(argv, env, run._log(r), r) for r, env in enumerate(ranks)]
-
-
 @case("P2", "exception on one rank")
 def p2(bench: Bench) -> str:
     """The other rank does not wait in a barrier; both say why."""
@@ -140,8 +57,8 @@ def p2(bench: Bench) -> str:
         hung = bench.run("p2-hang", world=2)
         processes = hung.start(Fault(out=str(hung.out), kind="hang", rank=1, step=4))
         hung.wait_for_step(4, rank=1)
-        seconds.append(_signal(bench, processes, [0], signal.SIGTERM, [143, 143], hung))
-        seconds.append(_launched_by_lightning(bench, "exception", 1))
+        seconds.append(signalled(bench, processes, [0], signal.SIGTERM, [143, 143], hung))
+        seconds.append(launched_by_lightning(bench, "exception", 1))
     return f"all gone in at most {max(seconds):.1f} s"
 
 
@@ -168,8 +85,9 @@ def p3(bench: Bench) -> str:
         seconds.append(time.time() - since)
         processes[1].send(signal.SIGKILL)
         assert seconds[-1] < LIMIT_S, seconds
-        seconds.append(_launched_by_lightning(bench, "kill", 75))
-    return f"the other rank gone in at most {max(seconds):.1f} s; restart exact"
+        seconds.append(launched_by_lightning(bench, "kill", 75))
+        launched_by_torchrun(bench)
+    return f"the other rank gone in at most {max(seconds):.1f} s; restart exact, torchrun's own too"
 
 
 @case("P4", "NaN or infinity on one rank")
@@ -177,21 +95,21 @@ def p4(bench: Bench) -> str:
     """All stop at the same step, the ids are in a file, no checkpoint holds the step."""
     detail = []
     for kind, world in (("nan", 2), ("inf", 1)) if bench.full else (("nan", 1),):
-        run = bench.run(f"p4-{kind}", world=world)
-        processes = run.start(Fault(out=str(run.out), kind=kind, rank=world - 1, step=4, micro=1))
-        since = run.wait_for_step(4, rank=world - 1)["time"]
+        run, step = bench.run(f"p4-{kind}", world=world), TWO_MICRO_BATCHES[world]
+        processes = run.start(Fault(out=str(run.out), kind=kind, rank=world - 1, step=step, micro=1))
+        since = run.wait_for_step(step, rank=world - 1)["time"]
         stopped(bench, processes, since, [2] * world, run)
         assert all("NonFiniteError" in p.text for p in processes), run.tail()
-        assert newest_step(run) == 4, "the poisoned step was saved"
-        row = json.loads((run.folder / f"nonfinite/step=00000005-rank={world - 1}.json").read_text())
+        assert newest_step(run) == step, "the poisoned step was saved"
+        row = json.loads((run.folder / f"nonfinite/step={step + 1:08d}-rank={world - 1}.json").read_text())
         flags = [micro["loss_is_finite"] for micro in row["micro_batches"]]
         assert flags.index(False) == 1 and flags.count(False) == 1, flags
-        read = run.stream(world - 1)[4][1]["trees"]
+        read = run.stream(world - 1)[step][1]["trees"]
         named = [[image["image_id"], *image["qa_ids"]] for image in row["micro_batches"][1]["images"]]
         assert named == read, "the dump names other samples than were read"
         run.finish()
         run.assert_same_as(bench.reference(world=world))
-        detail.append(f"{kind}: stopped at step 5 on {world} ranks, micro-batch named")
+        detail.append(f"{kind}: stopped at step {step + 1} on {world} ranks, micro-batch named")
     return "; ".join(detail)
 
 
@@ -199,12 +117,12 @@ def p4(bench: Bench) -> str:
 def p5(bench: Bench) -> str:
     """A typed stop with the remedy, before the optimizer's half of the step."""
     world = 2 if bench.full else 1
-    run = bench.run("p5", world=world)
-    processes = run.start(Fault(out=str(run.out), kind="out_of_memory", rank=world - 1, step=4, micro=1))
-    since = run.wait_for_step(4, rank=world - 1)["time"]
+    run, step = bench.run("p5", world=world), TWO_MICRO_BATCHES[world]
+    processes = run.start(Fault(out=str(run.out), kind="out_of_memory", rank=world - 1, step=step, micro=1))
+    since = run.wait_for_step(step, rank=world - 1)["time"]
     seconds = stopped(bench, processes, since, [2] * world, run)
     assert "MemoryExhaustedError" in processes[-1].text and "micro_token_budget" in processes[-1].text, run.tail()
-    assert newest_step(run) == 4
+    assert newest_step(run) == step
     run.finish()
     run.assert_same_as(bench.reference(world=world))
     return f"all gone in {seconds:.1f} s with the remedy; the resumed run is exact"

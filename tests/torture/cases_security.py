@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from cases_data import _fresh, _members, _prepared, _tar
-from child import Fault
+from corpora import fresh_folder, members_of, prepared_run, write_tar
+from fault import Fault
 from harness import Bench, case
 
 
@@ -27,7 +27,7 @@ class Payload:
 @case("S1", "pickle member, pipe: URL, ../ key, gzip bomb, hostile checkpoint, foreign class_path, secret")
 def s1(bench: Bench) -> str:
     """One folder holds the marks that hostile code would leave; in the end it is empty."""
-    marks = _fresh(bench, "s1-marks")
+    marks = fresh_folder(bench, "s1-marks")
     checks = (_data, _index, _checkpoint, _class_path, _remote_code, _secret)
     for check in checks if bench.full else (_data, _index, _class_path, _secret):
         check(bench, marks)
@@ -40,10 +40,10 @@ def _data(bench: Bench, marks: Path) -> None:
     from scaleearth_pl.core.errors import ShardError
     from scaleearth_pl.prepare.index import index_foreign
 
-    root = _fresh(bench, "s1-data")
+    root = fresh_folder(bench, "s1-data")
     bad = [(f"9.{ext}", pickle.dumps(Payload(marks / ext))) for ext in ("pkl", "pyd", "pickle", "pth")]
     bad += [("../../x/8.json", b"{}"), ("/etc/8.png", b"x")]
-    _tar(root / "a.tar", [m for n in range(20) for m in _members(n)] + bad)
+    write_tar(root / "a.tar", [m for n in range(20) for m in members_of(n)] + bad)
     scan = index_foreign(root, max_bad_share=0.5)
     assert scan.n_samples == 20 and len(scan.rejected) == len(bad), scan.rejected
     bomb = io.BytesIO()
@@ -77,7 +77,7 @@ def _index(bench: Bench, marks: Path) -> None:
     for number, (key, value) in enumerate(
         [("file", f"pipe:touch {marks}/pipe; cat x.tar"), ("file", "../corpus/train/high/00000.tar"), ("size", 2**40)]
     ):
-        run, root = _prepared(bench, f"s1-index-{number}")
+        run, root = prepared_run(bench, f"s1-index-{number}")
         document = json.loads((root / "index.json").read_text())
         if key == "file":
             document["shards"][0]["file"] = value

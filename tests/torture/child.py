@@ -7,31 +7,17 @@ state; and it calls the fault.
 
 import json
 import os
-import resource
-import signal
 import sys
 import time
 import zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What goes wrong on `rank` at `step` (of the step about to be taken); `kind` is a key of `AT_STEP` or `PATCHES`."""
-
-    out: str
-    kind: str = "none"
-    rank: int = 0
-    step: int = 0
-    micro: int = 0
-    n_bytes: int = 0
-    point: str = ""
-    dropout: float = 0.1
-    pause_s: float = 0.0
+from child_faults import AT_STEP, PATCHES, kill  # noqa: E402
+from fault import Fault, append  # noqa: E402
 
 
 def main() -> int:
@@ -94,13 +80,6 @@ def Instrumented(fault: Fault, base: type) -> type:
     return Recording
 
 
-def append(fault: Fault, name: str, row: dict[str, Any]) -> None:
-    """One line, in one write, so that a kill never cuts it."""
-    handle = os.open(Path(fault.out) / f"{name}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.write(handle, (json.dumps(row | {"time": time.time()}) + "\n").encode())
-    os.close(handle)
-
-
 def read_of(batch: Any) -> list[Any]:
     """What this rank reads in a step: ids, and a checksum over all tensors' bytes."""
     rows = []
@@ -127,7 +106,16 @@ def save_final(path: Path, trainer: Any, module: Any) -> None:
             c.state_key: c.state_dict() for c in trainer.callbacks if c.state_dict() and "Throughput" not in c.state_key
         },
     }
-    torch.save(state, path)
+    torch.save(local(state), path)
+
+
+def local(state: Any) -> Any:
+    """A nested state with this rank's part of every sharded tensor."""
+    if isinstance(state, dict):
+        return {name: local(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [local(value) for value in state]
+    return state.to_local() if hasattr(state, "to_local") else state
 
 
 def add_dropout(share: float) -> None:
@@ -145,175 +133,6 @@ def add_dropout(share: float) -> None:
         )
 
     GatedLoRALinear.__init__ = with_dropout  # type: ignore[method-assign]
-
-
-# -- faults at the beginning of a step ---------------------------------------------------------------------------
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail() -> None:
-    raise ValueError("a bug on one rank")
-
-
-def hang() -> None:
-    time.sleep(3600)
-
-
-def small_files() -> None:
-    """From here on no file may grow past 64 KiB: what a full disk looks like."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-def read_only() -> None:
-    """Checkpoints may no longer be written; root, whom no permission stops, becomes nobody."""
-    for folder in Path(os.environ["TORTURE_RUNS"]).glob("*/*/checkpoints"):
-        folder.chmod(0o555)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-
-
-AT_STEP = {"kill": kill, "exception": fail, "hang": hang, "disk_full": small_files, "read_only": read_only}
-
-
-# -- faults inside something -------------------------------------------------------------------------------------
-
-
-def patch_backward(fault: Fault) -> None:
-    """Before the backward of micro-batch `micro` of the step: NaN loss, out of memory, or a kill."""
-    import torch
-
-    from scaleearth_pl.training.base import TreeTraining
-
-    original, calls = TreeTraining._backward, {"step": -1, "micro": -1}
-
-    def backward(self: Any, micro: Any, *args: Any, **settings: Any) -> Any:
-        step = self.global_step
-        calls["micro"] = calls["micro"] + 1 if calls["step"] == step else 0
-        calls["step"] = step
-        if (self.trainer.global_rank, step, calls["micro"]) != (fault.rank, fault.step, fault.micro):
-            return original(self, micro, *args, **settings)
-        if fault.kind == "kill_in_accumulation":
-            kill()
-        if fault.kind == "out_of_memory":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.")
-        forward = self.model.forward
-
-        def poisoned(*inputs: Any, **more: Any) -> Any:
-            out = forward(*inputs, **more)
-            return replace(out, ce_sum=out.ce_sum * float("nan" if fault.kind == "nan" else "inf"))
-
-        self.model.forward = poisoned
-        try:
-            return original(self, micro, *args, **settings)
-        finally:
-            del self.model.forward
-
-    TreeTraining._backward = backward  # type: ignore[method-assign]
-
-
-def patch_save(fault: Fault) -> None:
-    """Kills the writer of the `step`-th save of this process after `n_bytes`, or at a named point."""
-    from scaleearth_pl.training import checkpoint_io
-    from scaleearth_pl.training.callbacks import checkpoint
-
-    saves = {"n": 0}
-    write, sealed, prune = checkpoint_io.HashingWriter.write, checkpoint_io.write_sealed, checkpoint.prune
-
-    def counted(*args: Any, **settings: Any) -> None:
-        saves["n"] += 1
-        append(fault, "saves", {"save": saves["n"], "path": str(args[0])})
-        sealed(*args, **settings)
-
-    def writes(self: Any, data: Any) -> int:
-        size = memoryview(data).nbytes
-        if due() and fault.point == "bytes" and self.n_bytes + size > fault.n_bytes:
-            self.file.write(memoryview(data)[: fault.n_bytes - self.n_bytes])
-            self.file.flush()
-            kill()
-        return int(write(self, data))
-
-    def due() -> bool:
-        return saves["n"] == fault.step
-
-    def at(point: str, function: Any) -> Any:
-        def called(*args: Any, **settings: Any) -> Any:
-            if due() and fault.point == f"before_{point}":
-                kill()
-            result = function(*args, **settings)
-            if due() and fault.point == f"after_{point}":
-                kill()
-            return result
-
-        return called
-
-    checkpoint_io.write_sealed = counted  # type: ignore[assignment]
-    checkpoint_io.HashingWriter.write = writes  # type: ignore[method-assign]
-    checkpoint.prune = at("prune", prune)
-    checkpoint_io.flush_folder = at("flush_folder", checkpoint_io.flush_folder)
-
-    class Os:
-        def __getattr__(self, name: str) -> Any:
-            value = getattr(os, name)
-            return at(name, value) if name in ("fsync", "replace") else value
-
-    checkpoint_io.os = Os()  # type: ignore[assignment]
-
-
-def patch_worker(fault: Fault) -> None:
-    """The loader's worker that makes `step` dies, or stops."""
-    from torch.utils.data import get_worker_info
-
-    from scaleearth_pl.data.steps import StepDataset
-
-    original = StepDataset.__getitem__
-
-    def getitem(self: Any, step: int) -> Any:
-        if step == fault.step and get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL if fault.kind == "worker_killed" else signal.SIGSTOP)
-        return original(self, step)
-
-    StepDataset.__getitem__ = getitem  # type: ignore[method-assign]
-
-
-def patch_product(fault: Fault) -> None:
-    """Kills stage 1 while it writes `hf/`, after the weights."""
-    from scaleearth_pl.training import stage1
-
-    original = stage1.save_backbone
-
-    def save(*args: Any, **settings: Any) -> None:
-        original(*args, **settings)
-        kill()
-
-    stage1.save_backbone = save
-
-
-def patch_timed(fault: Fault) -> None:
-    """No fault: times our hooks."""
-    from overhead import timed
-
-    timed(fault)
-
-
-PATCHES = {
-    "timed": patch_timed,
-    "nan": patch_backward,
-    "inf": patch_backward,
-    "out_of_memory": patch_backward,
-    "kill_in_accumulation": patch_backward,
-    "save": patch_save,
-    "worker_killed": patch_worker,
-    "worker_stopped": patch_worker,
-    "kill_in_product": patch_product,
-}
-
-
-def environment(fault: Fault) -> dict[str, str]:
-    """What tells a process of its fault."""
-    return {"TORTURE": json.dumps(asdict(fault))}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from scaleearth_pl.training.callbacks.rng_state import RngStreams, seed_step
 from scaleearth_pl.training.callbacks.stop_signals import Stopped, StopSignals
 from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO, checkpoints_by_step
 from scaleearth_pl.training.peer_watch import PeerWatch
+from scaleearth_pl.training.process import as_process
 from scaleearth_pl.training.requeue import identity, requeue
 from scaleearth_pl.training.run_folder import choose_run, find_last
 
@@ -119,14 +120,12 @@ def test_an_exception_gives_the_signals_back(tmp_path: Path) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def watched(rank: int, port: int, act: str) -> None:
+def watched(rank: int, port: int, act: str, both: Any) -> None:
     """One of two ranks, in a process of its own."""
     watch = PeerWatch(rank=rank, world_size=2, address=("127.0.0.1", port), silence_s=3, grace_s=2)
     watch.start()
-    assert watch.store is not None
-    watch.store.wait(["beat/0", "beat/1"])
-    watch.store.set(f"ready/{rank}", "1")
-    watch.store.wait([f"ready/{1 - rank}"] if act == f"kill{rank}" else [])  # the other may still be in its own wait
+    # Not through the store: rank 0 hosts it, and a main thread in one of its calls raises when rank 0 is killed.
+    both.wait(30)
     if rank == 1 and act == "fail":
         watch.fail(42, "a reason")
     if act == "part":
@@ -158,7 +157,8 @@ def test_no_rank_outlives_the_other(act: str, expected: list[int]) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("fork")
-    ranks = [context.Process(target=watched, args=(rank, port, act)) for rank in range(2)]
+    both = context.Barrier(2)
+    ranks = [context.Process(target=watched, args=(rank, port, act, both)) for rank in range(2)]
     try:
         for rank in ranks:
             rank.start()
@@ -168,6 +168,32 @@ def test_no_rank_outlives_the_other(act: str, expected: list[int]) -> None:
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def with_a_stopped_worker(pids: Any) -> None:
+    """A process that fails while a worker of its loader stands still."""
+
+    def fail() -> int:
+        worker = mp.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        worker.start()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        pids.put(worker.pid)
+        raise ValueError("bug")
+
+    as_process(fail, linger_s=20)
+
+
+def test_a_worker_that_stands_still_does_not_outlive_an_error() -> None:
+    context = mp.get_context("fork")
+    pids = context.SimpleQueue()
+    process = context.Process(target=with_a_stopped_worker, args=(pids,))
+    process.start()
+    worker = pids.get()
+    process.join(15)
+    assert process.exitcode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def draws() -> tuple[float, float, float]:

@@ -23,6 +23,9 @@ from scaleearth_pl.evaluation.groups import correctness, group_masks
 from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
 
 Rows = Sequence[Prediction]
+BAND_DECADES = 0.25
+"""Half-width of a band of true GSDs in the spoofing test."""
+
 SLOW_RESAMPLES = 2000
 """Resamples of statistics that are no means."""
 
@@ -102,56 +105,61 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
     return finding(hypothesis, statistics)
 
 
-def policy(hypothesis: Hypothesis, oracle: Sequence[Rows], predicted: Sequence[Rows], places: Places) -> Finding:
-    """Accuracy under the predicted GSD minus accuracy under the true one, where there are cues."""
-    rows, difference_SN = paired(predicted, oracle)
-    mask_N = np.array([r.has_scale_cue is hypothesis.bars["cue"] for r in rows])
+def policy(
+    hypothesis: Hypothesis, difference_SN: NDArray[np.float64], of_row: Sequence[str], places: Places
+) -> Finding:
+    """Correctness under the policy minus that under the true GSD, on the questions that the plan names."""
     name = f"{hypothesis.bars['policy']} - metadata, scenes with{'' if hypothesis.bars['cue'] else 'out'} cues"
-    statistic = _mean(name, difference_SN[:, mask_N], _of(rows, mask_N), places)
-    return finding(hypothesis, [_with(statistic, low=hypothesis.bars["bound"])])
+    return finding(hypothesis, [_with(_mean(name, difference_SN, of_row, places), low=hypothesis.bars["bound"])])
+
+
+def probes(hypothesis: Hypothesis, observed_S: Sequence[float], null_SR: NDArray[np.float64]) -> Finding:
+    """Block-diagonality above what permuted tier labels give; its interval is that of the null, not of places."""
+    above_R = np.mean(np.asarray(observed_S)[:, None] - null_SR, axis=0)
+    statistic = Statistic(
+        name="block-diagonality above its null",
+        estimate=float(above_R.mean()),
+        resamples=above_R,
+        seeds=tuple(float(o - null.mean()) for o, null in zip(observed_S, null_SR, strict=True)),
+        low=hypothesis.bars["bound"],
+        every_seed=True,
+    )
+    return finding(hypothesis, [statistic], notes=["the interval comes from permuted tier labels, not from places"])
 
 
 def spoofing(
     hypothesis: Hypothesis,
     grid_m: Sequence[float],
     correct_SGN: NDArray[np.float64],
-    rows: Rows,
+    log10_gsd_N: NDArray[np.float64],
+    of_row: Sequence[str],
     places: Places,
 ) -> Finding:
     """Distance in decades between the truth and the middle of the best region, the mean over bands of true GSD."""
-    grid_G = np.log10(np.asarray(grid_m))
-    truths = [log10_gsd(m) for m in hypothesis.bars["truths_m"]]
-    gsd_N = np.array([log10_gsd(r.gsd_m) if r.gsd_m else np.nan for r in rows])
-    bands_N = [np.abs(gsd_N - truth) <= 0.25 for truth in truths]
-    of_question = [r.place_id for r in rows]
-
-    def distances(weight_N: Weights, correct_GN: NDArray[np.float64]) -> list[float]:
-        found = []
-        for truth, band_N in zip(truths, bands_N, strict=True):
-            weight = weight_N * band_N
-            if weight.sum():
-                found.append(
-                    abs(
-                        plateau(grid_G, correct_GN @ weight / weight.sum(), hypothesis.bars["within_points"])[0] - truth
-                    )
-                )
-        return found
+    grid_G, truths_m, within = (
+        np.log10(np.asarray(grid_m)),
+        hypothesis.bars["truths_m"],
+        hypothesis.bars["within_points"],
+    )
+    bands = [(log10_gsd(m), np.abs(log10_gsd_N - log10_gsd(m)) <= BAND_DECADES) for m in truths_m]
 
     def mean_distance(weight_N: Weights, correct_GN: NDArray[np.float64]) -> float:
-        return float(np.mean(distances(weight_N, correct_GN) or [np.nan]))
+        weights = [(truth, weight_N * band_N) for truth, band_N in bands]
+        curves = [(truth, correct_GN @ w_N / w_N.sum()) for truth, w_N in weights if w_N.sum()]
+        return float(
+            np.mean([abs(plateau(grid_G, curve_G, within)[0] - truth) for truth, curve_G in curves] or [np.nan])
+        )
 
-    ones, over_seeds_GN = np.ones(len(rows)), correct_SGN.mean(0)
+    ones, over_seeds_GN = np.ones(len(of_row)), correct_SGN.mean(0)
     statistic = Statistic(
         name="distance of the middle of the best region from the truth, decades",
         estimate=mean_distance(ones, over_seeds_GN),
-        resamples=places.apply(lambda w: mean_distance(w, over_seeds_GN), of_question, limit=SLOW_RESAMPLES),
+        resamples=places.apply(lambda w_N: mean_distance(w_N, over_seeds_GN), of_row, limit=SLOW_RESAMPLES),
         seeds=tuple(mean_distance(ones, correct_GN) for correct_GN in correct_SGN),
         high=hypothesis.bars["high"],
     )
-    notes = [
-        _band_note(grid_G, over_seeds_GN, m, band, hypothesis)
-        for m, band in zip(hypothesis.bars["truths_m"], bands_N, strict=True)
-    ]
+    told = zip(truths_m, (band_N for _, band_N in bands), strict=True)
+    notes = [_band_note(grid_G, over_seeds_GN[:, band_N], m, within) for m, band_N in told]
     return finding(hypothesis, [statistic], notes=notes)
 
 
@@ -231,14 +239,8 @@ def _signed(statistic: Statistic) -> str:
     return f"{100 * statistic.estimate:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _band_note(
-    grid_G: NDArray[np.float64],
-    correct_GN: NDArray[np.float64],
-    truth_m: float,
-    band_N: NDArray[np.bool_],
-    h: Hypothesis,
-) -> str:
-    if not band_N.any():
+def _band_note(grid_G: NDArray[np.float64], correct_GN: NDArray[np.float64], truth_m: float, within: float) -> str:
+    if not correct_GN.shape[1]:
         return f"no image near {truth_m:g} m"
-    middle, first, last = plateau(grid_G, correct_GN[:, band_N].mean(1), h.bars["within_points"])
+    middle, first, last = plateau(grid_G, correct_GN.mean(1), within)
     return f"true {truth_m:g} m: best from {10**first:.2g} to {10**last:.2g} m, middle {10**middle:.2g} m"

@@ -1,0 +1,138 @@
+"""A multiple-choice question of either benchmark, and the means that harnesses make of many.
+
+    micro    right answers over all questions
+    macro    mean over tasks of the share of right answers; what a task is, and what an absent one counts, is the
+             harness's own affair, hence `macro_by`
+
+An image without GSD is no failure: the sample says provenance unknown, the tier is unknown, and SSE-U decides. Some items
+have no GSD even in principle (weather maps, seismic profiles); they carry the reason, are answered all the same, and are
+reported apart.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scaleearth_pl.core.errors import SampleError
+from scaleearth_pl.core.gsd import Provenance, Tier
+from scaleearth_pl.core.sample import Question, Sample
+from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
+from scaleearth_pl.evaluation.benchmarks.rows import image_bytes
+from scaleearth_pl.evaluation.evaluator_engine import Asked
+from scaleearth_pl.evaluation.evaluator_model import Subject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One question without its image.
+
+    Attributes:
+        id: unique in the benchmark.
+        prompt: what the model is asked, options and instruction included.
+        options: as shown.
+        answer: "B", "ABD", or the box of a grounding question.
+        task: path of task names, coarsest first.
+        kind: single, multiple, grounding or reasoning.
+        gsd_undefined: why the item has no GSD even in principle; None where it merely is not stated.
+    """
+
+    id: str
+    prompt: str
+    options: tuple[str, ...]
+    answer: str
+    task: tuple[str, ...]
+    kind: str = "single"
+    gsd_undefined: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A question and what the model wrote."""
+
+    choice: Choice
+    text: str
+
+
+@dataclass(kw_only=True)
+class Benchmark:
+    """Rows of local files as questions, and the books about those that could not be used."""
+
+    name: str
+    files: Sequence[Path]
+    read: Callable[[Sequence[Path], bool], Iterable[tuple[Choice, Mapping[str, Any]]]]
+    pixels: PixelPolicy = field(default_factory=PixelPolicy)
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def choices(self) -> dict[str, Choice]:
+        """All questions by id, images left on disk."""
+        return {choice.id: choice for choice, _ in self.read(self.files, False)}
+
+    def images(self, subject: Subject, *, skip: frozenset[str] = frozenset()) -> Iterator[Asked]:
+        """Consecutive questions about the same image(s) as one tree; unreadable ones are counted and left out."""
+        waiting: Asked | None = None
+        last: list[bytes] = []
+        for choice, row in self.read(self.files, True):
+            try:
+                data = image_bytes(row, folder=self.files[0].parent)
+                if waiting is not None and data == last:
+                    waiting = _with_question(waiting, choice)
+                    continue
+                ready, waiting, last = waiting, self._asked(choice, data, subject), data
+            except SampleError as error:
+                self.bad[choice.id] = str(error)
+                continue
+            if ready is not None and ready.sample.image_id not in skip:
+                yield ready
+        if waiting is not None and waiting.sample.image_id not in skip:
+            yield waiting
+
+    def _asked(self, choice: Choice, data: Sequence[bytes], subject: Subject) -> Asked:
+        where = f"{self.name} {choice.id}"
+        encoded = [self.pixels.encode(one, subject.processor, where=where) for one in data]
+        width, height = encoded[0][1]
+        question = _question(choice)
+        sample = Sample(
+            source=self.name,
+            split="test",
+            image_id=f"{self.name}-{choice.id}",
+            place_id=f"{self.name}-{choice.id}",
+            width=width,
+            height=height,
+            gsd_m_native=None,
+            gsd_provenance=Provenance.UNKNOWN,
+            tier=Tier.UNKNOWN,
+            qas=(question,),
+        )
+        images = tuple(image for some, _ in encoded for image in some)
+        return Asked(sample=sample, images=images, questions=(question,))
+
+
+Task = TypeVar("Task", bound=Hashable)
+
+
+def macro_by(hits: Iterable[tuple[Task, bool]], tasks: Sequence[Task] | None = None) -> tuple[dict[Task, float], float]:
+    """(accuracy by task, their mean); with `tasks` the mean runs over exactly those, absent ones counting 0."""
+    found: dict[Task, list[bool]] = defaultdict(list)
+    for task, hit in hits:
+        found[task].append(hit)
+    accuracy = {task: sum(some) / len(some) for task, some in found.items()}
+    counted = list(accuracy) if tasks is None else list(tasks)
+    return accuracy, sum(accuracy.get(task, 0.0) for task in counted) / len(counted)
+
+
+def share(hits: Sequence[bool]) -> float:
+    """Part that is true; 0 of none."""
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def _question(choice: Choice) -> Question:
+    # The prompt lists the options itself, in the harness's words.
+    return Question(
+        id=choice.id, type="/".join(choice.task), family=choice.kind, question=choice.prompt, answer=choice.answer
+    )
+
+
+def _with_question(asked: Asked, choice: Choice) -> Asked:
+    return Asked(sample=asked.sample, images=asked.images, questions=(*asked.questions, _question(choice)))

@@ -1,0 +1,222 @@
+"""`scaleearth evaluate RUN... --corpus DIR --split test --policy metadata predicted`: benchmark tables from checkpoints.
+
+Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated,
+and what was cut off is resumed. One folder per evaluation (`evaluator_run.py`) holds its answers; `rows.jsonl` in the
+output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or local files of XLRS-Bench
+and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U decides, and "metadata" is
+taken, and written down, as "predicted".
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.data.shards import ShardIndex
+from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
+from scaleearth_pl.evaluation.evaluator_choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator_model import Subject, load_subject
+from scaleearth_pl.evaluation.evaluator_row import matcher_table, result_row, results_table
+from scaleearth_pl.evaluation.evaluator_run import Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator_views import POLICIES, SPOOF_GRID_M, View, spoof_views
+from scaleearth_pl.evaluation.predictions import PREDICTIONS
+from scaleearth_pl.evaluation.tables import console
+
+ROWS = "rows.jsonl"
+
+
+def evaluate_corpus(
+    subject: Subject,
+    corpus: CorpusSplit,
+    view: View,
+    *,
+    out: Path,
+    decoding: Decoding | None = None,
+    trained_on: Sequence[ShardIndex] = (),
+    allow_leaks: bool = False,
+) -> dict[str, Any]:
+    """Evaluates one subject on one split under one view; returns its row, at once where it is done already.
+
+    Args:
+        subject: the model.
+        corpus: images and questions.
+        view: what the model is told of the GSD.
+        out: folder of all results.
+        decoding: how answers are made.
+        trained_on: other corpora that the subject was trained on, for the leak guard.
+        allow_leaks: count leaked images in the row instead of refusing.
+
+    Raises:
+        ConfigError: leaked images, another evaluation in the folder, or a policy that the subject cannot serve.
+    """
+    decoding = decoding or Decoding()
+    if not allow_leaks:
+        corpus.refuse_leaks(*trained_on)
+    benchmark = corpus.index.corpus
+    sources = sorted(corpus.sources or ())
+    folder = out / subject.folder / "-".join([benchmark, corpus.split, *sources]) / view.name
+    plan = {
+        "fingerprint": subject.fingerprint,
+        "corpus": corpus.index.hash,
+        "split": corpus.split,
+        "rows": len(corpus.rows),
+        "sources": sources,
+        "types": sorted(corpus.types or ()),
+    }
+    done = finished_row(folder)
+    if done is not None and check_plan(folder, {**plan, **decoding.plan(view)}):
+        return done
+    answers = run_view(
+        folder,
+        subject=subject,
+        stream=lambda done: corpus.images(subject, skip=done),
+        view=view,
+        plan=plan,
+        n_images=len(corpus.rows),
+        decoding=decoding,
+        boundaries=corpus.index.boundaries,
+    )
+    row = result_row(
+        subject=subject,
+        view=view,
+        decoding=decoding,
+        answers=answers,
+        benchmark=benchmark,
+        split=corpus.split,
+        counts={
+            "planned_images": len(corpus.rows),
+            "unreadable_images": len(corpus.bad),
+            "leaked_images": len(corpus.leaked(*trained_on)),
+        },
+    )
+    finish(folder, row)
+    return row
+
+
+def gather(out: Path) -> list[dict[str, Any]]:
+    """All finished rows below `out`, also written to its rows.jsonl."""
+    rows = [row for file in sorted(out.glob("*/*/*/row.json")) if (row := finished_row(file.parent)) is not None]
+    (out / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def views_of(policies: Iterable[str], spoof_grid_m: Sequence[float]) -> list[View]:
+    """Views by policy name; "spoof" is one view per pseudo-GSD."""
+    views: list[View] = []
+    for name in policies:
+        if name == "spoof":
+            views += spoof_views(spoof_grid_m or SPOOF_GRID_M)
+        elif name in ("metadata", "predicted", "fused"):
+            views.append(View(policy=name))  # type: ignore[arg-type]
+        else:
+            raise ConfigError("no such policy", field="policy", value=name, remedy=f"one of {POLICIES}")
+    return views
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        rows = _evaluate_all(args)
+    except ScaleEarthError as error:
+        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        return error.exit_status
+    console().print(results_table(rows))
+    by_matcher = matcher_table(rows)
+    if by_matcher is not None:
+        console().print(by_matcher)
+    console().print(f"rows: {args.out / ROWS}; answers: {args.out}/<subject>/<benchmark>/<view>/{PREDICTIONS}")
+    return 0
+
+
+def _evaluate_all(args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in args.runs:
+        subject = load_subject(path, base=args.base, device=args.device)
+        rows += _on_corpus(subject, args) if args.corpus else ()
+        for name in ("xlrs", "omniearth"):
+            rows += _on_files(subject, name, getattr(args, name), args) if getattr(args, name) else ()
+    if not rows:
+        raise ConfigError("no benchmark named", remedy="give --corpus data_shards/NAME, --xlrs or --omniearth FILE...")
+    gather(args.out)
+    return rows
+
+
+def _on_corpus(subject: Subject, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    trained_on = [ShardIndex.load(root) for root in args.trained_on]
+    for split in args.split:
+        for view in views_of(args.policy, args.spoof_gsd_m):
+            corpus = CorpusSplit.open(
+                args.corpus, split, limit_images=args.limit_images, sources=args.source, types=args.type
+            )
+            yield evaluate_corpus(
+                subject,
+                corpus,
+                view,
+                out=args.out,
+                decoding=_decoding(args, 24),
+                trained_on=trained_on,
+                allow_leaks=args.allow_leaks,
+            )
+
+
+def _on_files(subject: Subject, name: str, files: Sequence[Path], args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    pixels = PixelPolicy(kind=args.pixels, max_pixels=args.max_pixels, max_tiles=args.max_tiles)
+    for view in views_of([p if p != "metadata" else "predicted" for p in args.policy], args.spoof_gsd_m):
+        benchmark = open_benchmark(name, files, pixels=pixels)
+        yield evaluate_choice(
+            subject,
+            benchmark,
+            view,
+            out=args.out,
+            decoding=_decoding(args, 64),
+            vlmevalkit_compat=args.vlmevalkit_compat,
+        )
+
+
+def _decoding(args: argparse.Namespace, max_new_tokens: int) -> Decoding:
+    return Decoding(
+        generate=not args.teacher_forced,
+        max_new_tokens=args.max_new_tokens or max_new_tokens,
+        budget_tokens=args.budget_tokens,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scaleearth evaluate", description="Checkpoints x benchmarks x GSD policies.")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/stage2-tiny-world/latest")
+    parser.add_argument("--corpus", type=Path, help="data_shards/NAME")
+    parser.add_argument("--split", nargs="+", default=["test"], help="splits of the corpus")
+    parser.add_argument("--source", nargs="+", help="only these sources, such as rsvqa_hr (test1) or rsvqa_hr_phili")
+    parser.add_argument("--type", nargs="+", help="only questions of these types")
+    parser.add_argument("--policy", nargs="+", default=["metadata"], help=f"of {POLICIES}")
+    parser.add_argument(
+        "--spoof-gsd-m", type=float, nargs="+", default=[], help="grid of policy spoof, metres per pixel"
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports/evaluate"), help="where results go")
+    parser.add_argument("--base", type=Path, help="folder of the backbone, where it has moved")
+    parser.add_argument(
+        "--trained-on", type=Path, nargs="+", default=[], help="other corpora trained on, for the guard"
+    )
+    parser.add_argument("--allow-leaks", action="store_true", help="count leaked images instead of refusing")
+    parser.add_argument(
+        "--teacher-forced", action="store_true", help="right or wrong only, no text (several times faster)"
+    )
+    parser.add_argument("--limit-images", type=int, help="evenly spaced over the split")
+    parser.add_argument("--max-new-tokens", type=int, help="default 24; 64 for XLRS-Bench and OmniEarth-Bench")
+    parser.add_argument("--xlrs", type=Path, nargs="+", default=[], help="files of XLRS-Bench-lite")
+    parser.add_argument("--omniearth", type=Path, nargs="+", default=[], help="files of OmniEarth-Bench")
+    parser.add_argument("--pixels", choices=["budget", "tiles"], default="budget", help="policy for very large images")
+    parser.add_argument("--max-pixels", type=int, help="of an image or tile; default: as in training")
+    parser.add_argument("--max-tiles", type=int, default=9)
+    parser.add_argument("--vlmevalkit-compat", action="store_true", help="OmniEarth's Overall macro as computed there")
+    parser.add_argument("--budget-tokens", type=int, default=8192, help="tokens of one packed forward")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""XLRS-Bench and OmniEarth-Bench through the evaluator: local files in, the same result row as every benchmark out.
+
+No row has a GSD, so the policy is SSE-U's word: "predicted", or a spoofed value; "metadata" is refused by the resolver.
+A model without SSE-U can be asked under a spoofed value only, which plain LoRA and stage 1 ignore.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaleearth_pl.evaluation import omniearth, xlrs
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply
+from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
+from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator_row import result_row
+from scaleearth_pl.evaluation.evaluator_run import Answers, Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator_views import View
+
+HARNESS = {"xlrs": "lmms-eval, VLMEvalKit", "omniearth": "authors, VLMEvalKit"}
+
+
+def open_benchmark(name: str, files: Sequence[Path], *, pixels: PixelPolicy | None = None) -> Benchmark:
+    """`xlrs` or `omniearth` from local files."""
+    return {"xlrs": xlrs.benchmark, "omniearth": omniearth.benchmark}[name](files, pixels=pixels)
+
+
+def evaluate_choice(
+    subject: Subject,
+    benchmark: Benchmark,
+    view: View,
+    *,
+    out: Path,
+    decoding: Decoding | None = None,
+    vlmevalkit_compat: bool = False,
+) -> dict[str, Any]:
+    """Evaluates one subject on one benchmark; resumable like every evaluation.
+
+    Args:
+        subject: the model.
+        benchmark: from `open_benchmark`.
+        view: "predicted", or a spoofed GSD.
+        out: folder of all results.
+        decoding: default 64 new tokens, as the harnesses allow.
+        vlmevalkit_compat: reproduce VLMEvalKit's Overall macro of OmniEarth-Bench.
+
+    Raises:
+        ConfigError: another evaluation in the folder, or a file that is not of this benchmark.
+        GsdError: policy "metadata".
+    """
+    decoding = decoding or Decoding(max_new_tokens=xlrs.MAX_NEW_TOKENS)
+    choices = benchmark.choices()
+    folder = out / subject.folder / benchmark.name / f"{view.name}-{benchmark.pixels.name}"
+    plan = {
+        "fingerprint": subject.fingerprint,
+        "files": [file.name for file in benchmark.files],
+        "questions": len(choices),
+        "pixels": benchmark.pixels.name,
+        "vlmevalkit_compat": vlmevalkit_compat,
+    }
+    done = finished_row(folder)
+    if done is not None and check_plan(folder, {**plan, **decoding.plan(view)}):
+        return done
+    answers = run_view(
+        folder,
+        subject=subject,
+        stream=lambda skip: benchmark.images(subject, skip=skip),
+        view=view,
+        plan=plan,
+        n_images=len(choices),
+        decoding=decoding,
+    )
+    row = result_row(
+        subject=subject,
+        view=view,
+        decoding=decoding,
+        answers=answers,
+        benchmark=benchmark.name,
+        split="train (lite)" if benchmark.name == "xlrs" else "all",
+        harness=HARNESS[benchmark.name],
+        counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
+        extra={
+            "pixels": benchmark.pixels.name,
+            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat),
+        },
+    )
+    finish(folder, row)
+    return row
+
+
+def harness_scores(
+    name: str, choices: Mapping[str, Choice], answers: Answers, *, vlmevalkit_compat: bool = False
+) -> dict[str, Any]:
+    """The benchmark's own scores of what was answered."""
+    replies = [Reply(choice=choices[row.qa_id], text=row.prediction or "") for row in answers.predictions]
+    if name == "xlrs":
+        return xlrs.score(replies)
+    return omniearth.score(replies, vlmevalkit_compat=vlmevalkit_compat)

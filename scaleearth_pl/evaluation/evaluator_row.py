@@ -1,0 +1,195 @@
+"""What one evaluation says, as one JSON row: every number with what it means.
+
+A row names code and training commit, configuration, harness, split, types, matcher and counts, because the same
+predictions are worth different numbers under each. Accuracies carry intervals over places and stand beside the
+majority floor. RSVQA sources are scored under every published matcher.
+"""
+
+import os
+import platform
+import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table as RichTable
+
+from scaleearth_pl.evaluation.bootstrap import place_bootstrap
+from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator_run import Answers, Decoding
+from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.floors import majority_verdicts
+from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
+from scaleearth_pl.evaluation.matchers import MATCHERS
+from scaleearth_pl.evaluation.predictions import Prediction
+from scaleearth_pl.evaluation.rsvqa_columns import Columns
+from scaleearth_pl.evaluation.rsvqa_metric import SOURCES
+from scaleearth_pl.evaluation.rsvqa_rows import Answered, Table
+from scaleearth_pl.evaluation.rsvqa_score import score_table
+from scaleearth_pl.evaluation.sse_u import sse_u_by_cue
+from scaleearth_pl.evaluation.tables import percent
+
+ROW_SCHEMA = "scaleearth-evaluation/1"
+
+_COLUMNS = Columns(
+    target="answer", prediction="prediction", type="type", question="question", source="source", id="qa_id"
+)
+
+
+def result_row(
+    *,
+    subject: Subject,
+    view: View,
+    decoding: Decoding,
+    answers: Answers,
+    benchmark: str,
+    split: str,
+    counts: Mapping[str, Any],
+    harness: str = "scaleearth",
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The row of one subject, benchmark and view.
+
+    Args:
+        subject: the model.
+        view: what it was told of the GSD.
+        decoding: how answers were made.
+        answers: what it said.
+        benchmark: name of the benchmark or corpus.
+        split: of the benchmark.
+        counts: planned, unreadable and leaked images, as the caller knows them.
+        harness: whose prompts and scores these are.
+        extra: scores of the harness itself.
+    """
+    rows = answers.predictions
+    masks = group_masks(rows)
+    floors = group_means(majority_verdicts(rows), masks)
+    intervals = place_bootstrap(correctness(rows), [row.place_id for row in rows], masks)
+    return {
+        "schema": ROW_SCHEMA,
+        "subject": subject.name,
+        "path": subject.path,
+        "fingerprint": subject.fingerprint,
+        "commit": code_commit(),
+        "trained_commit": subject.trained_commit,
+        "configuration": {
+            "policy": view.policy,
+            "view": view.name,
+            "spoof_gsd_m": view.spoof_gsd_m,
+            "marginal": subject.resolver.marginal,
+            "gsd_text": subject.gsd_text,
+            "max_pixels": subject.processor.max_pixels,
+            "generate": decoding.generate,
+            "max_new_tokens": decoding.max_new_tokens,
+        },
+        "harness": harness,
+        "benchmark": benchmark,
+        "split": split,
+        "matcher": "exact" if decoding.generate else "teacher-forced exact",
+        "types": sorted({row.type for row in rows}),
+        "counts": {
+            "questions": len(rows),
+            "images": len({row.image_id for row in rows}),
+            "places": len({row.place_id for row in rows}),
+            **counts,
+        },
+        "accuracy": nested({name: interval.as_json() for name, interval in intervals.items()}),
+        "majority": nested(floors),
+        "rsvqa": rsvqa_scores(rows),
+        "sse_u": sse_u_by_cue(answers.sse_u),
+        "seconds": round(answers.seconds, 2),
+        "questions_per_second": round(len(rows) / answers.seconds, 2) if answers.seconds else None,
+        "hardware": hardware(subject),
+        **(extra or {}),
+    }
+
+
+def rsvqa_scores(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """Scores of every RSVQA source among the rows under every matcher; {} where there is none, or no text."""
+    by_source: dict[str, list[Prediction]] = defaultdict(list)
+    for row in rows:
+        if row.source in SOURCES and row.prediction is not None:
+            by_source[row.source].append(row)
+    scores: dict[str, Any] = {}
+    for source, group in sorted(by_source.items()):
+        table = as_table(group)
+        kept = {name: rule for name, rule in MATCHERS.items() if any(r.type not in rule.skips for r in table.rows)}
+        stated = "lr" if source == "rsvqa_lr" else "hr"
+        scores[source] = {
+            name: score_table(table, rule, dataset="lr" if stated == "lr" else "hr").as_json()
+            for name, rule in kept.items()
+        }
+    return scores
+
+
+def as_table(rows: Sequence[Prediction]) -> Table:
+    """Our own predictions as the scorers read anybody's."""
+    answered = [
+        Answered(
+            line=number,
+            target=row.answer.strip().lower(),
+            prediction=row.prediction,
+            type=row.type,
+            question=row.question,
+            source=row.source,
+            id=row.qa_id,
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+    return Table(path=Path("predictions.jsonl"), columns=_COLUMNS, rows=answered, n_read=len(answered))
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
+    """Subjects and views, accuracy with its interval, the floor beside it."""
+    table = RichTable(title="accuracy, % [95 % over places]", caption="majority floor: the best constant per type")
+    for name in ("subject", "benchmark", "split", "view", "matcher"):
+        table.add_column(name)
+    for name in ("questions", "accuracy", "majority", "questions/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        overall = row["accuracy"]["overall"]
+        low, high = overall["ci95"]
+        cells = (row["subject"], row["benchmark"], row["split"], row["configuration"]["view"], row["matcher"])
+        accuracy = f"{percent(overall['estimate'])} [{percent(low)}, {percent(high)}]"
+        speed = row["questions_per_second"]
+        floor = percent(row["majority"]["overall"])
+        table.add_row(
+            *cells, str(row["counts"]["questions"]), accuracy, floor, "-" if speed is None else f"{speed:.0f}"
+        )
+    return table
+
+
+def matcher_table(rows: Sequence[Mapping[str, Any]]) -> RichTable | None:
+    """RSVQA by subject, view, source and matcher, with floors; None where no row has any."""
+    table = RichTable(title="RSVQA by matcher, %", caption="RSVQA holds two GSDs: no evidence about continuity.")
+    for name in ("subject", "view", "source", "matcher"):
+        table.add_column(name)
+    for name in ("n", "OA", "floor of OA", "AA", "floor of AA"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        for source, scores in row["rsvqa"].items():
+            for name, score in scores.items():
+                cells = (row["subject"], row["configuration"]["view"], SOURCES[source], name, str(score["n"]))
+                shares = [percent(score[key]) for key in ("oa", "majority_oa", "aa", "majority_aa")]
+                table.add_row(*cells, *shares)
+    return table if table.row_count else None
+
+
+def hardware(subject: Subject) -> str:
+    """Device and, on a host, its cores and threads."""
+    device = subject.device
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def code_commit() -> str:
+    """Commit of the code that runs, with `-dirty` where files differ; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,235 @@
+"""One evaluation, resumable: a subject, a stream of images, a view -> a folder of results.
+
+    <out>/<subject>/<benchmark>/<view>/
+        plan.json           what is evaluated: fingerprint, benchmark, view, decoding; another plan is refused
+        part.jsonl          an image a line while it runs: its answers and SSE-U's reading; removed at the end
+        predictions.jsonl   an answer a line (the schema of `scaleearth test`)
+        sse_u.jsonl         an image a line; absent without SSE-U
+        row.json            the result (`evaluator_row.py`); its presence means: done
+
+A run that was cut off goes on behind the last whole line of part.jsonl; one that is done is read, not repeated. Images
+are written as they are finished, so a crash costs one group.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.evaluation.evaluator_engine import Asked, GroupAnswers, grouped, run_views
+from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.predictions import PREDICTIONS, SSE_U, Prediction, SseuReading, write_json, write_rows
+from scaleearth_pl.evaluation.tables import console
+
+PLAN, PART, ROW = "plan.json", "part.jsonl", "row.json"
+
+Stream = Callable[[frozenset[str]], Iterable[Asked]]
+"""Gives the images of a benchmark, but for those whose ids are finished already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are made. Without `generate` a prediction is null and only right or wrong is known."""
+
+    generate: bool = True
+    max_new_tokens: int = 24
+    budget_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "budget_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError("must be at least 1", field=name, value=getattr(self, name))
+
+    def plan(self, view: View) -> dict[str, Any]:
+        """What of it, with the view, identifies an evaluation; the token budget changes memory only."""
+        return {"view": view.name, "generate": self.generate, "max_new_tokens": self.max_new_tokens}
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """Everything that was answered, by image, and the seconds it took (resumed parts included)."""
+
+    predictions: list[Prediction] = field(default_factory=list)
+    sse_u: list[SseuReading] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Takes one line of part.jsonl in."""
+        self.predictions += [Prediction(**row) for row in line["answers"]]
+        if line["sse_u"] is not None:
+            self.sse_u.append(SseuReading(**line["sse_u"]))
+        self.seconds += line["seconds"]
+
+
+def run_view(
+    folder: Path,
+    *,
+    subject: Subject,
+    stream: Stream,
+    view: View,
+    plan: Mapping[str, Any],
+    n_images: int,
+    decoding: Decoding,
+    boundaries: TierBoundaries | None = None,
+) -> Answers:
+    """Evaluates, or goes on evaluating, and writes predictions.jsonl and sse_u.jsonl into `folder`.
+
+    Args:
+        folder: of this subject, benchmark and view.
+        subject: the model.
+        stream: the images.
+        view: what it is told of the GSD.
+        plan: what identifies this evaluation besides view and decoding; compared on resuming.
+        n_images: of the whole stream, for the progress bar.
+        decoding: see `Decoding`.
+        boundaries: tiers in which accuracies are reported.
+
+    Raises:
+        ConfigError: the folder holds another evaluation, or the stream was empty.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_plan(folder, {**plan, **decoding.plan(view)})
+    answers, done = _finished(folder / PART)
+    with _bar(f"{subject.name} · {view.name}", n_images, len(done)) as advance:
+        for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
+            start = time.perf_counter()
+            said = run_views(
+                subject,
+                group,
+                [view],
+                boundaries=boundaries,
+                generate=decoding.generate,
+                max_new_tokens=decoding.max_new_tokens,
+            )
+            seconds = time.perf_counter() - start
+            lines = list(_lines(said, group, seconds / len(group)))
+            _append(folder / PART, lines)
+            for line in lines:
+                answers.add(line)
+            advance(len(group))
+    if not answers.predictions:
+        raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
+    write_rows(folder / PREDICTIONS, answers.predictions)
+    if answers.sse_u:
+        write_rows(folder / SSE_U, answers.sse_u)
+    return answers
+
+
+def finish(folder: Path, row: Mapping[str, Any]) -> None:
+    """Writes row.json, which marks the evaluation as done, and removes the part."""
+    write_json(folder / ROW, row)
+    (folder / PART).unlink(missing_ok=True)
+
+
+def finished_row(folder: Path) -> dict[str, Any] | None:
+    """The row of an evaluation that is done, else None."""
+    file = folder / ROW
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def check_plan(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """True where the folder holds this evaluation, or nothing yet; `ConfigError` names what another one differs in."""
+    file = folder / PLAN
+    if not file.is_file():
+        write_json(file, plan)
+        return True
+    found = json.loads(file.read_text())
+    changed = sorted(k for k in {*found, *plan} if found.get(k) != plan.get(k))
+    if changed:
+        raise ConfigError(
+            "the folder holds another evaluation",
+            file=file,
+            field=changed[0],
+            value=found.get(changed[0]),
+            remedy="remove the folder, or write to another one with --out",
+        )
+    return True
+
+
+def _finished(file: Path) -> tuple[Answers, set[str]]:
+    """What a cut-off run has left; a half-written last line is cut away."""
+    answers, done, good = Answers(), set[str](), 0
+    if not file.is_file():
+        return answers, done
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        answers.add(row)
+        done.add(row["image_id"])
+        good += len(line)
+    with file.open("r+b") as stream:
+        stream.truncate(good)
+    return answers, done
+
+
+def _append(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def _lines(said: GroupAnswers, group: list[Asked], seconds: float) -> Iterator[dict[str, Any]]:
+    """One line an image: the rows of its answers and SSE-U's reading of it."""
+    texts: tuple[str | None, ...] = said.texts[0] if said.texts else (None,) * len(said.batch.branches)
+    rows: list[list[dict[str, Any]]] = [[] for _ in group]
+    for b, branch in enumerate(said.batch.branches):
+        tree = said.batch.trees[branch.tree]
+        rows[branch.tree].append(
+            {
+                "image_id": tree.image_id,
+                "place_id": tree.place_id,
+                "source": tree.source,
+                "qa_id": branch.qa_id,
+                "type": branch.type,
+                "family": branch.family,
+                "question": branch.question,
+                "answer": branch.answer,
+                "prediction": texts[b],
+                "correct": bool(said.correct_VB[0, b]),
+                "gsd_m": tree.gsd_m,
+                "tier": str(tree.effective_tier),
+                "has_scale_cue": tree.has_scale_cue,
+            }
+        )
+    weights = said.batch.nll_weight_G.tolist()
+    for g, tree in enumerate(said.batch.trees):
+        reading = None
+        if said.mu_G is not None and said.sigma_G is not None:
+            reading = {
+                "image_id": tree.image_id,
+                "place_id": tree.place_id,
+                "gsd_m": tree.gsd_m,
+                "provenance_weight": weights[g],
+                "mu": float(said.mu_G[g]),
+                "sigma": float(said.sigma_G[g]),
+                "has_scale_cue": tree.has_scale_cue,
+                "tier": str(tree.effective_tier),
+            }
+        yield {"image_id": tree.image_id, "answers": rows[g], "sse_u": reading, "seconds": seconds}
+
+
+class _bar:  # noqa: N801 (used as a function)
+    """A progress bar on stderr that yields a function to advance it."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(stderr=True))
+        self.task = self.progress.add_task(title, total=total, completed=done)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.progress.start()
+        return lambda n: self.progress.advance(self.task, n)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

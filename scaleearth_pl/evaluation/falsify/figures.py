@@ -1,0 +1,106 @@
+"""The paper's figures of a whole comparison, drawn from its runs: 5 (who is better), 7 and 8 and 9 (training), 8d (gates).
+
+Curves are those of TensorBoard's event files; smoothing is the EMA that training logged. One line a seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scaleearth_pl.core.curves import CALIBRATION_REFERENCE
+from scaleearth_pl.core.figures import BLACK, BLUE, GREY, ORANGE, PURPLE, RANK_TIER_STYLES, SKY, gsd_axis, new_figure
+from scaleearth_pl.evaluation.groups import correctness, group_masks
+from scaleearth_pl.evaluation.predictions import RunFolder
+
+Curve = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
+COLOURS = (BLUE, ORANGE, PURPLE, SKY, GREY)
+STAGE1 = {
+    "loss (EMA)": ["train/ema/loss_vlm"],
+    "gradient norm": ["train/grad_norm/model"],
+    "learning rate": ["train/lr/model"],
+}
+STAGE2 = {
+    "VLM loss (EMA), nats per token": ["train/ema/loss_vlm"],
+    "GSD NLL (EMA), nats per image": ["train/ema/gsd_nll"],
+    "calibration ratio": ["train/calibration_ratio"],
+    "gradient norm": ["train/grad_norm/adapters", "train/grad_norm/thresholds", "train/grad_norm/sse_u"],
+    "learning rate": ["train/lr/adapters", "train/lr/sse_u"],
+    "lambda_eff": ["train/lambda_eff"],
+}
+LOG_SCALE = ("gradient norm",)
+
+
+def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, Sequence[str]]) -> None:
+    """One panel a quantity, one line a run and tag; tags of one panel differ in colour."""
+    curves = [scalars(run) for run in runs]
+    figure, axes = new_figure(len(panels), panel_size=(3.6, 3.0))
+    for ax, (title, tags) in zip(axes, panels.items(), strict=True):
+        for tag, colour in zip(tags, COLOURS, strict=False):
+            for i, found in enumerate(curves):
+                if tag in found:
+                    label = tag.rpartition("/")[2] if i == 0 and len(tags) > 1 else None
+                    ax.plot(*found[tag], color=colour, linewidth=1, alpha=0.8, label=label)
+        ax.set(xlabel="step", title=title, yscale="log" if title in LOG_SCALE else "linear")
+        if title == "calibration ratio":
+            ax.axhline(CALIBRATION_REFERENCE, color=BLACK, linewidth=1, linestyle=":", label="calibrated: 0.798")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def scalars(run: Path) -> dict[str, Curve]:
+    """Steps and values of every scalar of a run's first event file; empty where there is none."""
+    events = sorted(run.glob("events.out.tfevents.*"))
+    if not events:
+        return {}
+    accumulator = EventAccumulator(str(events[0]), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: (np.array([e.step for e in found], float), np.array([e.value for e in found], float))
+        for tag in accumulator.Tags()["scalars"]
+        for found in [accumulator.Scalars(tag)]
+    }
+
+
+def save_gates_figure(path: Path, runs: Sequence[RunFolder]) -> None:
+    """Mean learned gate of each rank tier over the GSD, a line a seed."""
+    figure, (ax,) = new_figure(panel_size=(5.6, 3.4))
+    for i, run in enumerate(runs):
+        gsds_m = sorted(float(gsd) for gsd in run.gates)
+        for tier, style in RANK_TIER_STYLES.items():
+            means = [run.gates[f"{gsd:g}"][tier] for gsd in gsds_m]
+            label = tier if i == 0 else None
+            ax.plot(gsds_m, means, color=style.colour, linestyle=style.dash, marker="o", markersize=3, label=label)
+    gsd_axis(ax, "x", label="GSD", limits_m=(0.07, 45.0))
+    ax.set_ylabel("mean gate h after training")
+    ax.legend(frameon=False, title="rank tier")
+    _save(figure, path)
+
+
+def save_accuracy_figure(path: Path, runs: Mapping[str, Sequence[RunFolder]], groups: Sequence[str]) -> None:
+    """Accuracy of every variant in every group: a dot a seed, a bar their mean, the majority answer as a line."""
+    figure, axes = new_figure(len(groups), panel_size=(3.3, 3.3))
+    for ax, group in zip(axes, groups, strict=True):
+        for x, (name, of_seeds) in enumerate(runs.items()):
+            values = [100 * accuracy(run, group) for run in of_seeds]
+            ax.bar(x, np.mean(values), color=BLUE if name == "ours" else GREY, alpha=0.6)
+            ax.plot([x] * len(values), values, "o", color=BLACK, markersize=3)
+        ax.set_xticks(range(len(runs)), list(runs), rotation=35, ha="right", fontsize=8)
+        ax.set(title=group.rpartition("/")[2], ylabel="accuracy, %")
+        lows = [100 * accuracy(run, group) for of_seeds in runs.values() for run in of_seeds]
+        ax.set_ylim(max(0, min(lows) - 8), max(lows) + 4)
+    _save(figure, path)
+
+
+def accuracy(run: RunFolder, group: str) -> float:
+    """Share of right answers in a group of `group_masks`; NaN where it is empty."""
+    mask = group_masks(run.predictions).get(group)
+    return float("nan") if mask is None else float(correctness(run.predictions)[mask].mean())
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -1,0 +1,152 @@
+"""What the run folders do not hold: answers under other GSDs, and what the ranks know. One process per model.
+
+    policies   ours, all questions: metadata, predicted, fused, and metadata with noise of 0.25 to 1 decade
+    spoof      whoever reads the scale, the plan's questions: every point of the grid, and shifts from each image's truth
+    probes     ours: ungated A x, mean over tokens, read linearly for the factors of the world
+
+Answers are teacher-forced: right is every token right, which is greedy exact match. Tables are files named by the
+model's fingerprint and read again if they are there, so a second call costs nothing and new weights a new table.
+
+Legend of shape suffixes: S seeds, G grid points, N questions, R permutations.
+"""
+
+import dataclasses
+import json
+import multiprocessing as mp
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator_engine import Asked
+from scaleearth_pl.evaluation.evaluator_model import Subject, load_subject
+from scaleearth_pl.evaluation.evaluator_table import ViewTable, tabulate
+from scaleearth_pl.evaluation.evaluator_views import View, shift_views, spoof_views
+from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
+from scaleearth_pl.evaluation.probes import probe
+from scaleearth_pl.evaluation.probes_figure import save_probe_figure
+from scaleearth_pl.evaluation.probes_read import read_units
+from scaleearth_pl.evaluation.referee import referee_views
+
+What = Literal["policies", "spoof", "probes"]
+NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
+SHIFTS_DECADES = tuple(k / 4 for k in range(-8, 9))
+SPOOFED = (OURS, "gsd_text", "bucketed", "plain_lora")
+"""Variants of Figure 10. Plain LoRA is not told a GSD: one view is its whole curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One model and what to ask of it."""
+
+    variant: str
+    seed: int
+    run: Path
+    what: What
+    corpus: Path
+    out: Path
+    grid_m: tuple[float, ...]
+    family: str
+    permutations: int
+    limit: int | None
+
+
+def grid(spec: Mapping[str, float]) -> tuple[float, ...]:
+    """`{from, to, per_decade}` as metres, both ends included."""
+    low, high, n = np.log10(spec["from"]), np.log10(spec["to"]), spec["per_decade"]
+    return tuple(float(10**x) for x in np.linspace(low, high, round((high - low) * n) + 1))
+
+
+def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], **shared: Any) -> list[Task]:
+    """Everything that the plan's hypotheses need; twins are spoofed at the first seed only, for the figure."""
+    bars = {h.kind: h.bars for h in plan.hypotheses}
+    found = []
+    for i, seed in enumerate(seeds):
+        asked: list[tuple[str, What]] = [(OURS, "policies"), (OURS, "spoof"), (OURS, "probes")]
+        asked += [(name, "spoof") for name in SPOOFED[1:] if name in runs and i == 0]
+        for variant, what in asked:
+            found.append(
+                Task(
+                    variant=variant,
+                    seed=seed,
+                    run=runs[variant][i],
+                    what=what,
+                    grid_m=grid(bars["spoofing"]["grid_m"]),
+                    family=plan.group.partition("/")[2],
+                    permutations=int(bars["probes"]["permutations"]),
+                    **shared,
+                )
+            )
+    return found
+
+
+def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int], Path]:
+    """Runs all tasks, `workers` processes at a time; returns the file of each (what, variant, seed)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    files: dict[tuple[str, str, int], Path] = {}
+    pool = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"))
+    with Progress(*columns) as progress, pool:
+        bar = progress.add_task("other scales", total=len(jobs))
+        waiting = {pool.submit(measure, job): job for job in jobs}
+        for done in as_completed(waiting):
+            job = waiting[done]
+            files[job.what, job.variant, job.seed] = done.result()
+            progress.advance(bar)
+    return files
+
+
+def measure(task: Task) -> Path:
+    """One task; returns the file that holds its result."""
+    torch.set_num_threads(1)
+    subject = load_subject(task.run)
+    limits = f"-{task.limit}" if task.limit else ""
+    file = task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}"
+    if task.what == "probes":
+        return _probe(task, subject, file.with_suffix(".json"))
+    file = file.with_suffix(".npz")
+    if not file.exists():
+        images = CorpusSplit.open(task.corpus, "test", limit_images=task.limit).images(subject)
+        if task.what == "policies":
+            table = tabulate(subject, images, referee_views(levels_decades=NOISE_DECADES, told=False))
+        else:
+            table = tabulate(subject, of_family(images, task.family), spoofing_views(subject, task.grid_m))
+        table.save(file)
+    return file
+
+
+def spoofing_views(subject: Subject, grid_m: Sequence[float]) -> tuple[View, ...]:
+    """The truth, the grid, the shifts; the truth alone for a model that no GSD can move."""
+    truth = View(policy="metadata")
+    return (
+        (truth, *spoof_views(grid_m), *(v for v in shift_views(SHIFTS_DECADES) if v.shift_decades))
+        if subject.reads_scale
+        else (truth,)
+    )
+
+
+def of_family(images: Iterator[Asked], family: str) -> Iterator[Asked]:
+    """Images with only their questions of one family; images without any are passed over."""
+    for asked in images:
+        kept = tuple(q for q in asked.questions if q.family == family)
+        if kept:
+            yield dataclasses.replace(asked, questions=kept)
+
+
+def load(file: Path) -> ViewTable:
+    """A table that `measure` wrote."""
+    return ViewTable.load(file)
+
+
+def _probe(task: Task, subject: Subject, file: Path) -> Path:
+    if not file.exists():
+        images = CorpusSplit.open(task.corpus, "test", limit_images=task.limit).images(subject)
+        result = probe(read_units(subject, images), n_permutations=task.permutations)
+        save_probe_figure(file.with_suffix(".png"), result, title=f"{subject.name}: what each rank dimension knows")
+        file.write_text(json.dumps(result.as_json() | {"null": result.null.tolist()}))
+    return file

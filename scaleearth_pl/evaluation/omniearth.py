@@ -1,0 +1,225 @@
+"""OmniEarth-Bench: choices with one or several answers, grounding boxes; the authors' harness and VLMEvalKit's.
+
+    harness        letters   macro mean
+    authors        A-E       none: micro accuracy at L1 to L4; "sphere" here is the paper's mean over its L4 tasks
+    vlmevalkit     A-G       "Sphere macro: X" = mean over X's tasks; "Overall macro" = mean over tasks
+    vlmevalkit with `vlmevalkit_compat`: its Overall macro as computed there, which averages the task columns *and* the
+                             sphere columns appended just before: a bug, reproduced for comparison only
+
+Rows are the authors' JSON ("Text", "Answer Choices", "Ground Truth", "L1-task", ...), their parquet, or VLMEvalKit's
+files ("category", "l2-category", ..., options as one text). The authors assert that the last option says "unable to decide"
+and count those picks; here questions without it are counted too. Five letters cannot read an answer F or G.
+
+Most items are not photographs of the ground from above: see `gsd_undefined`. They are answered like all others (SSE-U's
+word gates them, with its sigma) and reported apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.benchmarks.boxes import grounding_scores
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply, macro_by, share
+from scaleearth_pl.evaluation.benchmarks.letters import OMNIEARTH_AUTHORS, OMNIEARTH_VLMEVALKIT, right, strict
+from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
+from scaleearth_pl.evaluation.benchmarks.rows import options_of, read_rows
+
+VERSIONS = {29_779: "v1 (103 tasks)", 29_855: "arXiv v2 (109 tasks)"}
+"""Numbers of annotations that give the version away; it belongs to every number."""
+
+EXTRACTORS = ("authors", "vlmevalkit", "strict")
+MAX_NEW_TOKENS = 64
+
+KINDS = {
+    "single choice": "single",
+    "chain-of-thought": "reasoning",
+    "cot": "reasoning",
+    "multiple choice": "multiple",
+    "visual grounding": "grounding",
+    "vg": "grounding",
+}
+
+_LETTERS = "ABCDEFGH"
+_NAMES = {
+    "id": ("index", "Question_id", "question_id"),
+    "question": ("question", "Text"),
+    "answer": ("answer", "Ground Truth"),
+    "kind": ("question_type", "Question Type"),
+    "L1": ("L1-task", "category"),
+    "L2": ("L2-task", "l2-category"),
+    "L3": ("L3-task", "l3-category"),
+    "L4": ("L4-task", "l4-category"),
+}
+_NO_GSD = {
+    "Atmosphere": "weather maps and fields: a projection, not a ground pixel",
+}
+_NO_GSD_WORDS = {
+    "seism": "seismic records",
+    "earthquake magnitude": "seismic records",
+    "bird": "range maps",
+    "species range": "range maps",
+    "habitat range": "range maps",
+    "typhoon": "weather maps",
+    "era5": "reanalysis fields",
+    "reanalysis": "reanalysis fields",
+    "sea surface": "fields on a grid of degrees",
+    "ocean current": "fields on a grid of degrees",
+    "wave height": "fields on a grid of degrees",
+    "chlorophyll": "fields on a grid of degrees",
+}
+
+
+def benchmark(files: Sequence[Path], *, pixels: PixelPolicy | None = None) -> Benchmark:
+    """OmniEarth-Bench from parquet, JSON-lines or the authors' JSON files."""
+    return Benchmark(name="omniearth", files=files, read=_read, pixels=pixels or PixelPolicy())
+
+
+def prompt(row: Mapping[str, Any], *, kind: str) -> str:
+    """The authors' prompt; letters are those of the options there are. Grounding questions are asked as they stand."""
+    question = str(_first(row, "question"))
+    value = next((row[n] for n in ("multi-choice options", "Answer Choices") if row.get(n) is not None), None)
+    if isinstance(value, str):
+        return question + value
+    if kind == "grounding":
+        return question
+    options = options_of(row)
+    letters = ", ".join(_LETTERS[: len(options)])
+    if kind == "multiple":
+        select = (
+            "Select the best answer(s) for the multiple-choice question based on the image. There may be more than one "
+            f"correct option. Only respond with the letter(s) corresponding to the correct answer(s) ({letters}), with "
+            "multiple choices separated by spaces."
+        )
+    else:
+        select = (
+            "Select the best answer for the multiple-choice question based on the image. Only respond with the letter "
+            f"corresponding to the correct answer ({letters})."
+        )
+    listed = "The choices are listed below:\n" + "\n".join(options) + "\n"
+    return f"{question}{listed}\n{select}\nThe answer is:"
+
+
+def gsd_undefined(task: Sequence[str], dataset: str = "") -> str | None:
+    """Why items of this task have no GSD even in principle; None where they might. Our own reading of the task names.
+
+    Args:
+        task: L1 to L4.
+        dataset: the row's data set, if it names one.
+    """
+    if task and task[0] in _NO_GSD:
+        return _NO_GSD[task[0]]
+    words = " ".join([*task, dataset]).lower().replace("_", " ")
+    return next((why for word, why in _NO_GSD_WORDS.items() if word in words), None)
+
+
+def score(replies: Sequence[Reply], *, vlmevalkit_compat: bool = False) -> dict[str, Any]:
+    """Choices by extractor and harness, grounding by box overlap, and both apart where the GSD is undefined."""
+    if not replies:
+        raise ConfigError("no reply to score", field="replies", value=0)
+    choices = [r for r in replies if r.choice.kind != "grounding"]
+    boxes = [r for r in replies if r.choice.kind == "grounding"]
+    document: dict[str, Any] = {
+        "version": VERSIONS.get(len(replies), f"unknown ({len(replies)} questions)"),
+        "choices": {name: _score(choices, name, vlmevalkit_compat) for name in EXTRACTORS} if choices else {},
+        "grounding": grounding_scores(boxes) if boxes else {},
+    }
+    return document
+
+
+def _score(replies: Sequence[Reply], extractor: str, compat: bool) -> dict[str, Any]:
+    found = [_letters(reply, extractor) for reply in replies]
+    hits = [right(letters, reply.choice.answer) for letters, reply in zip(found, replies, strict=True)]
+    tasks = [reply.choice.task for reply in replies]
+    by_task, overall = macro_by(zip(tasks, hits, strict=True))
+    spheres: dict[str, list[float]] = {}
+    for task, accuracy in by_task.items():
+        spheres.setdefault(task[0], []).append(accuracy)
+    sphere_macro = {name: share_of(values) for name, values in sorted(spheres.items())}
+    if compat:
+        overall = share_of([*by_task.values(), *sphere_macro.values()])
+    undecided = [_unable(reply) for reply in replies]
+    undefined = [reply.choice.gsd_undefined is not None for reply in replies]
+    return {
+        "n": len(replies),
+        "micro": share(hits),
+        "by_level": {
+            f"L{level}": {
+                "/".join(name): value
+                for name, value in macro_by((t[:level], h) for t, h in zip(tasks, hits, strict=True))[0].items()
+            }
+            for level in (1, 2, 3, 4)
+        },
+        "sphere_macro": sphere_macro,
+        "overall_macro": overall,
+        "vlmevalkit_compat": compat,
+        "unable_to_decide": {
+            "picked": sum(letters == {last} for letters, last in zip(found, undecided, strict=True) if last),
+            "questions_without_it": sum(last is None for last in undecided),
+        },
+        "unreadable_answers": _out_of_reach(replies, extractor),
+        "gsd_undefined": {
+            "n": sum(undefined),
+            "micro": share([h for h, u in zip(hits, undefined, strict=True) if u]),
+            "micro_elsewhere": share([h for h, u in zip(hits, undefined, strict=True) if not u]),
+        },
+    }
+
+
+def share_of(values: Sequence[float]) -> float:
+    """Plain mean; 0 of none."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def _letters(reply: Reply, extractor: str) -> frozenset[str]:
+    if extractor == "strict":
+        return strict(reply.text, reply.choice.options)
+    return (OMNIEARTH_AUTHORS if extractor == "authors" else OMNIEARTH_VLMEVALKIT)(reply.text)
+
+
+def _out_of_reach(replies: Sequence[Reply], extractor: str) -> int:
+    """Questions whose answer holds a letter that the extractor does not know: wrong whatever is said."""
+    known = {"authors": OMNIEARTH_AUTHORS.letters, "vlmevalkit": OMNIEARTH_VLMEVALKIT.letters, "strict": _LETTERS}
+    return sum(not set(reply.choice.answer) <= set(known[extractor] + " ,") for reply in replies)
+
+
+def _unable(reply: Reply) -> str | None:
+    options = reply.choice.options
+    return _LETTERS[len(options) - 1] if options and "unable to decide" in options[-1].lower() else None
+
+
+def _read(files: Sequence[Path], images: bool) -> Iterator[tuple[Choice, Mapping[str, Any]]]:
+    for row in read_rows(files, images=images):
+        kind = KINDS.get(str(_first(row, "kind", "Single Choice")).strip().lower())
+        if kind is None:
+            raise ConfigError(
+                "unknown question type",
+                file=files[0],
+                field="question_type",
+                value=_first(row, "kind"),
+                remedy=str([*KINDS]),
+            )
+        task = tuple(str(_first(row, level)) for level in ("L1", "L2", "L3", "L4"))
+        answer = _first(row, "answer")
+        text = "[" + ", ".join(map(str, answer)) + "]" if isinstance(answer, list | tuple) else str(answer)
+        choice = Choice(
+            id=str(_first(row, "id")),
+            prompt=prompt(row, kind=kind),
+            options=options_of(row),
+            answer=text,
+            task=task,
+            kind=kind,
+            gsd_undefined=gsd_undefined(task, str(row.get("Dataset") or "")),
+        )
+        yield choice, row
+
+
+def _first(row: Mapping[str, Any], meaning: str, default: str | None = None) -> Any:
+    for name in _NAMES[meaning]:
+        if row.get(name) is not None:
+            return row[name]
+    if default is None:
+        raise ConfigError(
+            "not a row of OmniEarth-Bench", field=meaning, value=sorted(row), remedy=f"one of {_NAMES[meaning]}"
+        )
+    return default

@@ -1,0 +1,118 @@
+"""`python -m scaleearth_pl.evaluation.rsvqa score FILE --matcher NAME`: what is anybody's RSVQA predictions file worth?
+
+FILE is JSON or JSON lines with question, ground truth, prediction and type under their usual names (`rsvqa_columns.py`).
+A missing type is read off the question. Prints a table per matcher and then one JSON document, with what was dropped or
+repaired, and the majority floor beside every number. `--matcher all` sets the five published rules side by side: the
+spread between them is the price of not naming one.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.evaluation.matchers import MATCHERS, matcher
+from scaleearth_pl.evaluation.predictions import write_json
+from scaleearth_pl.evaluation.rsvqa_columns import NAMES
+from scaleearth_pl.evaluation.rsvqa_rows import DROPS, Table, read_table
+from scaleearth_pl.evaluation.rsvqa_score import CAVEAT, KNOWN_SIZES, MatcherScore, score_table
+from scaleearth_pl.evaluation.tables import console, percent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        table = read_table(args.file, chosen=_chosen(args.column))
+        names = list(MATCHERS) if args.matcher == "all" else [args.matcher]
+        scores = [score_table(table, matcher(name), dataset=args.dataset) for name in names]
+        document = report(table, scores, split=args.split)
+        if args.out:
+            write_json(args.out, document)
+    except ScaleEarthError as error:
+        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        return 2
+    if args.format != "json":
+        for one in tables(document):
+            console().print(one)
+    if args.format != "table":
+        console().print(json.dumps(document, indent=2), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def report(table: Table, scores: Sequence[MatcherScore], *, split: str | None = None) -> dict[str, Any]:
+    """The whole truth about a file as plain data: what was read, dropped, repaired, and every score."""
+    return {
+        "file": str(table.path),
+        "split": split or KNOWN_SIZES.get(len(table.rows), "not stated"),
+        "types_kept": sorted({row.type for row in table.rows}),
+        "columns": table.columns.as_json(),
+        "counts": {
+            "read": table.n_read,
+            "scored": len(table.rows),
+            "dropped": {reason: table.dropped[reason] for reason in DROPS},
+            "notes": {name: n for name, n in sorted(table.notes.items()) if n},
+            "examples_of_dropped": table.examples,
+        },
+        "caveat": CAVEAT,
+        "matchers": {score.matcher: score.as_json() for score in scores},
+    }
+
+
+def tables(document: dict[str, Any]) -> list[RichTable]:
+    """One table a matcher."""
+    return [_table(document, score) for score in document["matchers"].values()]
+
+
+def _table(document: dict[str, Any], score: dict[str, Any]) -> RichTable:
+    name, counts = score["matcher"], document["counts"]
+    dropped = sum(counts["dropped"].values())
+    skipped = ", ".join(f"{n} {t}" for t, n in score["skipped"].items()) or "none"
+    table = RichTable(
+        title=f"RSVQA, matcher {name} ({MATCHERS[name].what}), %; split: {document['split']}",
+        caption=f"{counts['read']} rows read, {dropped} dropped; left out by this matcher: {skipped}; binned as "
+        f"{score['dataset'].upper()} ({score['dataset_from']}). {document['caveat']}",
+    )
+    table.add_column("type")
+    for column in ("n", "score", "majority floor", "empty answer"):
+        table.add_column(column, justify="right")
+    for type_, row in score["types"].items():
+        floor = f"{percent(row['majority'])} ({row['majority_class']})"
+        table.add_row(type_, str(row["n"]), percent(row["score"]), floor, percent(row["empty_answer"]))
+    table.add_row("AA", "", percent(score["aa"]), percent(score["majority_aa"]), "", style="bold")
+    table.add_row("OA", str(score["n"]), percent(score["oa"]), percent(score["majority_oa"]), "", style="bold")
+    return table
+
+
+def _chosen(pairs: Sequence[str]) -> dict[str, str]:
+    chosen = dict(pair.partition("=")[::2] for pair in pairs)
+    for meaning in chosen:
+        if meaning not in NAMES:
+            raise ConfigError(
+                "a column is given as MEANING=KEY", field="column", value=meaning, remedy=f"{list(NAMES)}"
+            )
+    return chosen
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.evaluation.rsvqa", description="Scores RSVQA files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = commands.add_parser("score", help="score a predictions file")
+    score.add_argument("file", type=Path, help="JSON or JSON lines")
+    score.add_argument("--matcher", required=True, choices=[*MATCHERS, "all"], help="whose rule")
+    score.add_argument(
+        "--dataset", choices=["auto", "lr", "hr"], default="auto", help="whose bins; auto: from the file"
+    )
+    score.add_argument("--split", help="label of the split (test1, test2, ...), printed with the numbers")
+    score.add_argument("--column", action="append", default=[], metavar="MEANING=KEY", help=f"meanings: {list(NAMES)}")
+    score.add_argument("--format", choices=["both", "table", "json"], default="both", help="what is printed")
+    score.add_argument("--out", type=Path, help="writes the JSON document there, too")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

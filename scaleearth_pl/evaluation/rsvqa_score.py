@@ -1,0 +1,166 @@
+"""Cases to scores: per type, AA, OA, floors, and the numbers that each repository itself would print.
+
+AA is the unweighted mean over the types that the matcher scores, OA the mean over their questions. Beside each stands the
+majority floor: the share of the commonest class of targets, which is the best that a constant answer per type reaches.
+For `lhrs` the constant "" does better still (everything contains it), so the score of an empty answer is printed too.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.matchers import Case, Matcher
+from scaleearth_pl.evaluation.matchers.base import NUMERIC_TYPES, Dataset
+from scaleearth_pl.evaluation.rsvqa_rows import Answered, Table
+
+CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
+
+KNOWN_SIZES = {10_004: "LR test, all types", 7_057: "LR test without count"}
+"""Numbers of questions that give a split away."""
+
+_HR_COUNTS_END = 89
+"""The official HR vocabulary has no larger count; LR's go to thousands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypeScore:
+    """One question type under one matcher; shares in [0, 1]."""
+
+    n: int
+    score: float
+    majority: float
+    majority_class: str | None
+    empty_answer: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherScore:
+    """One file under one matcher. `skipped` counts questions of types that the repository leaves out.
+
+    `repository` holds what the repository prints, under its own names and rounding.
+    """
+
+    matcher: str
+    dataset: Dataset
+    dataset_from: str
+    n: int
+    skipped: dict[str, int]
+    types: dict[str, TypeScore]
+    aa: float | None
+    oa: float | None
+    majority_aa: float | None
+    majority_oa: float | None
+    repository: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def dataset_of(table: Table, stated: Literal["lr", "hr", "auto"] = "auto") -> tuple[Dataset, str]:
+    """(LR or HR, what says so). Only counts are scored differently, so a file without counts cannot be wrong.
+
+    Evidence, strongest first: the user's word; a source column; types that only one set has; the file's name; a count
+    that HR's vocabulary does not hold. Without any: HR, whose counts are exact, which is the stricter reading.
+    """
+    types = {row.type for row in table.rows}
+    named = _named(" ".join(sorted({row.source.lower() for row in table.rows if row.source})))
+    counts = [int(row.target) for row in table.rows if row.type == "count" and row.target.isdigit()]
+    evidence: list[tuple[Dataset | None, str]] = [
+        (None if stated == "auto" else stated, "stated"),
+        (named, "the source column"),
+        ("lr" if "rural_urban" in types else "hr" if "area" in types else None, "types that only it has"),
+        (_named(table.path.name.lower()), "the file's name"),
+        ("lr" if max(counts, default=0) > _HR_COUNTS_END else None, "a count beyond HR's vocabulary"),
+        ("hr", "nothing in the file; exact counts are the stricter reading, --dataset lr bins them"),
+    ]
+    return next((which, why) for which, why in evidence if which is not None)
+
+
+def _named(text: str) -> Dataset | None:
+    low, high = (
+        re.search(pattern, text)
+        for pattern in (r"lr|rsvqa[_-]l(?![a-z])|low", r"hr|phili|usgs|rsvqa[_-]h(?![a-z])|high")
+    )
+    if bool(low) == bool(high):
+        return None
+    return "lr" if low else "hr"
+
+
+def score_table(table: Table, matcher: Matcher, *, dataset: Literal["lr", "hr", "auto"] = "auto") -> MatcherScore:
+    """Scores a file; raises `ConfigError` where the matcher leaves nothing to score."""
+    which, evidence = dataset_of(table, dataset)
+    by_type: dict[str, list[Case]] = defaultdict(list)
+    skipped: Counter[str] = Counter()
+    for row in table.rows:
+        if row.type in matcher.skips:
+            skipped[row.type] += 1
+        else:
+            by_type[row.type].append(_case(row, which))
+    if not by_type:
+        raise ConfigError(
+            "no question is left to score", file=table.path, field="matcher", value=matcher.name, remedy="use another"
+        )
+    types = {name: _score_type(cases, matcher) for name, cases in sorted(by_type.items())}
+    n = sum(t.n for t in types.values())
+    return MatcherScore(
+        matcher=matcher.name,
+        dataset=which,
+        dataset_from=evidence,
+        n=n,
+        skipped=dict(sorted(skipped.items())),
+        types=types,
+        aa=sum(t.score for t in types.values()) / len(types),
+        oa=sum(t.n * t.score for t in types.values()) / n,
+        majority_aa=sum(t.majority for t in types.values()) / len(types),
+        majority_oa=sum(t.n * t.majority for t in types.values()) / n,
+        repository=repository_numbers(matcher.name, types),
+    )
+
+
+def repository_numbers(name: str, types: dict[str, TypeScore]) -> dict[str, Any]:
+    """What the repository of this matcher prints for these scores, in its words."""
+    text = {k: t for k, t in types.items() if k not in NUMERIC_TYPES}
+    if name == "internvl":
+        return {
+            "type_scores": {k: round(t.score, 4) for k, t in types.items()},
+            "total_score": round(_micro(types), 4),
+            "total_score_useful": round(_micro(text), 4),
+        }
+    if name == "earthdial":
+        return {k: round(types[k].score, 4) for k in ("comp", "presence", "rural_urban") if k in types}
+    if name == "lhrs":
+        return {**{k: 100 * t.score for k, t in types.items()}, "Total": 100 * _micro(types)}
+    if name == "exact":
+        return {"Average": sum(t.score for t in types.values()) / len(types), "Overall": _micro(types)}
+    return {"AA": sum(t.score for t in types.values()) / len(types), "OA": _micro(types)}
+
+
+def score_rows(rows: Sequence[Answered], matcher: Matcher, dataset: Dataset) -> list[float]:
+    """The matcher's score of every row, for bootstrap intervals; types that it leaves out are scored all the same."""
+    return [matcher.score(_case(row, dataset)) for row in rows]
+
+
+def _case(row: Answered, dataset: Dataset) -> Case:
+    return Case(target=row.target, prediction=row.prediction, type=row.type, dataset=dataset)
+
+
+def _micro(types: dict[str, TypeScore]) -> float:
+    n = sum(t.n for t in types.values())
+    return sum(t.n * t.score for t in types.values()) / n if n else 0.0
+
+
+def _score_type(cases: Sequence[Case], matcher: Matcher) -> TypeScore:
+    classes = Counter(c for case in cases if (c := matcher.target_class(case)) is not None)
+    commonest, count = min(classes.items(), key=lambda item: (-item[1], item[0]), default=(None, 0))
+    empty = (Case(target=c.target, prediction="", type=c.type, dataset=c.dataset) for c in cases)
+    return TypeScore(
+        n=len(cases),
+        score=sum(matcher.score(case) for case in cases) / len(cases),
+        majority=count / len(cases),
+        majority_class=commonest,
+        empty_answer=sum(matcher.score(case) for case in empty) / len(cases),
+    )

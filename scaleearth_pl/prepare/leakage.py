@@ -1,0 +1,224 @@
+"""`python -m scaleearth_pl.prepare.leakage TRAIN_ROOT --against EVAL_ROOT...`: did training see the evaluation's images?
+
+Three questions, by pixels and not by names (a copy rarely keeps its name):
+
+    leak       an image of a training split is a copy of one of an evaluation split, here or in another corpus
+    duplicate  two training images are copies of each other and of different places (views of one place are meant)
+    coverage   how much of each evaluation split training holds; all of it means that the split was imported
+
+and one by counting: RSVQA LR and HR hold 77,232 and 1,066,316 questions over *all* splits, together the "about 1.14 M" of the
+paper's corpus. Training splits that reach such a total contain the test split, even if no evaluation set is at hand.
+
+JSON lines on standard output, counts on standard error. `--drop FILE` writes the ids of the training images to leave out,
+one a line (the leaking ones, and the later one of two duplicates); `read_drop` reads them. Exit status: 0 clean, 3 leaks,
+4 no leak but duplicates or images that could not be read, 2 bad input. What counts as a copy: `core/imagehash.py`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
+from scaleearth_pl.data.shard_index import ShardIndex
+from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
+
+TRAINING_SPLITS = ("stage1", "train")
+
+OFFICIAL_TOTALS = {"rsvqa_lr": 77_232, "rsvqa_hr": 1_066_316}
+"""Questions of all official splits of a source (Lobry et al. 2020), test included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Two images that are copies; `distance` in bits of 256, `correlation` of the thumbnails."""
+
+    kind: str
+    image_id: str
+    split: str
+    other_image_id: str
+    other_split: str
+    other_root: str
+    orientation: str
+    distance: int
+    correlation: float
+
+
+def copies(train: Prints, other: Prints, *, kind: str) -> Iterator[Match]:
+    """Every pair of copies, each once, in its best orientation; `other is train` compares a set with itself.
+
+    Pairs of one set are left out where they share a place: views of one place are no accident.
+    """
+    best: dict[tuple[int, int], tuple[int, int, float]] = {}
+    for turn in range(len(ORIENTATIONS)):
+        for i, j, distance in near_pairs(train.hashes[:, 0], other.hashes[:, turn]):
+            if other is train and (i >= j or train.place_id[i] == train.place_id[j]):
+                continue
+            if (i, j) in best and best[i, j][0] <= distance:
+                continue
+            r = correlation(train.thumbnail[i], other.thumbnail[j], turn)
+            if r >= MIN_CORRELATION:
+                best[i, j] = (distance, turn, r)
+    for (i, j), (distance, turn, r) in sorted(best.items()):
+        yield Match(
+            kind=kind,
+            image_id=train.image_id[i],
+            split=train.split[i],
+            other_image_id=other.image_id[j],
+            other_split=other.split[j],
+            other_root=str(other.root),
+            orientation=ORIENTATIONS[turn],
+            distance=distance,
+            correlation=round(r, 4),
+        )
+
+
+def coverage(leaks: Iterable[Match], other: Prints) -> Iterator[dict[str, Any]]:
+    """For each evaluation split of `other`, how many of its images the training splits hold, and what that means."""
+    found: dict[str, set[str]] = {split: set() for split in other.split}
+    for leak in leaks:
+        found[leak.other_split].add(leak.other_image_id)
+    images = Counter(other.split)
+    for split in sorted(images):
+        share = len(found[split]) / images[split]
+        note = "training holds none of this split"
+        if share > 0:
+            note = f"training holds {'ALL' if share == 1 else f'{share:.1%}'} of the evaluation split {split!r}"
+        yield {
+            "kind": "coverage",
+            "root": str(other.root),
+            "split": split,
+            "images": images[split],
+            "found": len(found[split]),
+            "note": note,
+        }
+
+
+def whole_sources(index: ShardIndex, splits: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Sources whose questions in `splits` reach the official total of all splits, so that the test split is inside."""
+    count: Counter[str] = Counter()
+    for row in index.rows(tuple(splits)):
+        count[index.text["source"][row]] += int(index.number["n_questions"][row])
+    for source, total in OFFICIAL_TOTALS.items():
+        if count[source] >= total:
+            note = f"as many questions as all official splits of {source} hold: its test split is inside"
+            yield {"kind": "whole_source", "source": source, "questions": count[source], "total": total, "note": note}
+
+
+def check(
+    root: Path,
+    against: Sequence[Path] = (),
+    *,
+    splits: Sequence[str] = TRAINING_SPLITS,
+    within: bool = True,
+    observe: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, Any]]:
+    """All findings about the corpus `root` as JSON-ready rows: leaks, coverage, duplicates, what was not readable.
+
+    Args:
+        root: corpus that is trained on.
+        against: corpora (all their splits but `splits`) or folders of images; the other splits of `root` always count.
+        splits: names of training splits, in `root` and elsewhere.
+        within: look for duplicates among the training images, too.
+        observe: called after every image.
+
+    Raises:
+        ConfigError: `root` has none of `splits`, or an evaluation set holds nothing else.
+        IndexSchemaError, ShardError: a corpus is broken.
+    """
+    index = ShardIndex.load(root)
+    training = [split for split in index.splits if split in splits]
+    if not training:
+        raise ConfigError("corpus has no training split", file=root, value=index.splits, remedy="name it: --splits")
+    yield from whole_sources(index, training)
+    own = read_prints(root, observe=observe)
+    train = own.of_splits(lambda split: split in splits)
+    yield from _unreadable(own)
+    sets = [own, *(read_prints(path, observe=observe) for path in against if path.resolve() != root.resolve())]
+    for other in sets:
+        held_out = other.of_splits(lambda split: split not in splits)
+        if not len(held_out) and other is not own:
+            raise ConfigError("nothing to evaluate on in here", file=other.root, field="split", value=set(other.split))
+        leaks = list(copies(train, held_out, kind="leak"))
+        yield from map(asdict, leaks)
+        yield from coverage(leaks, held_out)
+        yield from () if other is own else _unreadable(other)
+    if within:
+        yield from map(asdict, copies(train, train, kind="duplicate"))
+
+
+def dropped(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Ids of training images to leave out, sorted: those that leak, and of two duplicates the one that comes later."""
+    out: set[str] = set()
+    for row in rows:
+        if row["kind"] == "leak":
+            out.add(row["image_id"])
+        elif row["kind"] == "duplicate" and row["image_id"] not in out:
+            out.add(row["other_image_id"])
+    return sorted(out)
+
+
+def read_drop(path: Path) -> frozenset[str]:
+    """Ids that `--drop` wrote; `ConfigError` where the file cannot be read."""
+    try:
+        return frozenset(path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise ConfigError(f"list of images to drop cannot be read: {error.strerror}", file=path) from error
+
+
+def exit_status(kinds: Iterable[str]) -> int:
+    """0 clean, 3 a leak or a whole source, 4 a duplicate or something unreadable."""
+    found = set(kinds)
+    return 3 if found & {"leak", "whole_source"} else 4 if found & {"duplicate", "unreadable"} else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="scaleearth leakage", description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=Path, help="corpus that is trained on")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], help="corpora or folders of evaluation images")
+    parser.add_argument("--splits", nargs="+", default=list(TRAINING_SPLITS), help="splits that are trained on")
+    parser.add_argument("--no-within", action="store_true", help="do not look for duplicates inside training")
+    parser.add_argument("--drop", type=Path, help="writes the ids of training images to leave out")
+    args = parser.parse_args(argv)
+    console, rows = Console(stderr=True), list[dict[str, Any]]()
+    try:
+        total = sum(count_images(path) for path in (args.root, *args.against))
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("fingerprints", total=total)
+            advance = lambda: progress.advance(task)  # noqa: E731 (a name for the reader)
+            for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
+                sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
+                rows.append(row)
+    except ScaleEarthError as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        return error.exit_status
+    if args.drop:
+        _write_whole(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
+    counts = Counter(row["kind"] for row in rows)
+    console.print(", ".join(f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source")))
+    return exit_status(counts)
+
+
+def _unreadable(prints: Prints) -> Iterator[dict[str, Any]]:
+    for image_id, reason in prints.unreadable:
+        yield {"kind": "unreadable", "root": str(prints.root), "image_id": image_id, "note": reason}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""`kind: pipeline`: a corpus of archives built by tasks on datatrove's executors, on one machine or under Slurm.
+
+    kind: pipeline
+    root: DIR                    # with sources, max_bad_share, max_pixels, samples_per_shard, corpus: as `kind: archives`
+    sources: {rsvqa_lr: {splits: [train]}, rsvqa_hr: {splits: [train]}}
+    rules: [leaked_gsd]          # syntactic rules of filter_rules.py for questions of the sources; none by default
+    drop: leaks.txt              # what `leakage --drop` wrote; none by default
+    tasks: 8                     # parts of the corpus; decides which shard holds what
+    workers: 2                   # tasks at a time; changes no byte, nor do the next two
+    executor: local              # or slurm
+    slurm: {partition: cpu, time: "04:00:00", cpus_per_task: 1, mem_per_cpu_gb: 4, venv_path: .venv/bin/activate}
+
+Why datatrove: its executors take any callable `(data, rank, world_size)`, so our steps need no wrapping in its documents, which
+are made for text; they keep one log and one completion file a task, and run the same callable under Slurm. What is run
+is `parts.ImportPart`. A finished task is not repeated after a kill (`<out>.parts/<hash>/log/completions/`); a part
+without its completion file is built anew. Price: datatrove 0.10 also writes its log to standard error.
+
+Generation and audit are *not* tasks: they wait for a server, one process keeps it busy (`jobs.py`), and their ledger has
+one writer. Several servers are several runs of `generate` over corpora of single sources.
+
+Under Slurm the tasks outlive this process: it submits them and ends with status 75; the same command, run when they
+are done, joins the parts (and submits again what failed).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
+from scaleearth_pl.prepare.join import join_parts
+from scaleearth_pl.prepare.leakage import read_drop
+from scaleearth_pl.prepare.parts import ImportPart, PartConfig, part_folder
+
+NOT_CONTENT = ("workers", "executor", "slurm")
+"""Keys that change no byte of a corpus."""
+
+Task = Callable[[object, int, int], None]
+"""(data, rank, world size): what an executor runs."""
+
+
+class TasksPendingError(ScaleEarthError):
+    """Tasks were handed to a scheduler and are not done."""
+
+    exit_status: ClassVar[int] = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """Options of `datatrove.executor.SlurmPipelineExecutor`; `time` is Slurm's, `venv_path` the script to source."""
+
+    partition: str
+    time: str
+    cpus_per_task: int = 1
+    mem_per_cpu_gb: int = 4
+    qos: str = "normal"
+    venv_path: str | None = None
+    sbatch_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How tasks are run.
+
+    Args:
+        tasks: number of parts.
+        workers: tasks at a time, -1 for all.
+        executor: "local" or "slurm".
+        slurm: needed by "slurm".
+    """
+
+    tasks: int = 1
+    workers: int = 1
+    executor: str = "local"
+    slurm: SlurmConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise ConfigError("at least one task", field="tasks", value=self.tasks)
+        if self.workers < 1 and self.workers != -1:
+            raise ConfigError("at least one worker, or -1 for all", field="workers", value=self.workers)
+        if self.executor not in ("local", "slurm"):
+            raise ConfigError("no such executor", field="executor", value=self.executor, remedy="use local or slurm")
+        if self.executor == "slurm" and self.slurm is None:
+            raise ConfigError("executor slurm needs its options", field="slurm", remedy="give partition and time")
+
+
+def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
+    """Runs `task(None, rank, tasks)` for every rank that has no completion file below `log`.
+
+    Raises:
+        TasksPendingError: the tasks were submitted to Slurm.
+        Whatever a local task raises; the others that were done stay done.
+    """
+    executor = _executor(task, engine, log)
+    if not executor.get_incomplete_ranks():
+        return
+    executor.run()
+    if engine.executor == "slurm":
+        raise TasksPendingError(
+            f"{engine.tasks} tasks were submitted to Slurm as job {executor.job_id}",
+            file=log,
+            remedy="run the same command when they are done: it joins the parts",
+        )
+
+
+def build(config: dict[str, Any], out: Path) -> Path:
+    """Entry of the corpus registry: imports in parts, joins them into `out`, and returns it.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, a source that is not there.
+        QuarantineLimitError: a source lost too much.
+        TasksPendingError: Slurm has the tasks.
+    """
+    archives, engine, part = read_config(config)
+    work = work_folder(config, out, part.drop)
+    run_tasks(ImportPart(config=part, parts=work), engine, work / "log")
+    parts = [part_folder(work, rank) for rank in range(engine.tasks)]
+    counts = join_parts(parts, out, corpus=archives.corpus, max_bad_share=archives.max_bad_share)
+    shutil.rmtree(work)
+    if not any(work.parent.iterdir()):
+        work.parent.rmdir()
+    console = Console(stderr=True)
+    for source, found in counts["sources"].items():
+        lost = ", ".join(f"{kind} {n:,}" for kind, n in found["rejected"].items())
+        n_images, n_questions = sum(found["images"].values()), sum(found["questions"].values())
+        console.print(f"{source}: {n_images:,} images, {n_questions:,} questions; left out: {lost or 'nothing'}")
+    for rule, n in counts["rules"].items():
+        console.print(f"rule {rule}: {n:,} questions dropped")
+    return out
+
+
+def read_config(config: dict[str, Any]) -> tuple[ArchivesConfig, EngineConfig, PartConfig]:
+    """The YAML's mapping as typed parts; `ConfigError` for unknown keys and wrong values."""
+    given = {key: value for key, value in config.items() if key not in ("kind", "out")}
+    rules, drop = tuple(given.pop("rules", None) or ()), given.pop("drop", None)
+    engine = {f.name: given.pop(f.name) for f in fields(EngineConfig) if f.name in given}
+    if engine.get("slurm") is not None:
+        engine["slurm"] = _typed(SlurmConfig, engine["slurm"], "slurm")
+    archives = ArchivesConfig.from_dict(given)
+    sources, missing = find_sources(archives)
+    if missing:
+        Console(stderr=True).print(f"not there: {', '.join(missing)}")
+    part = PartConfig(
+        sources=tuple(sources.values()),
+        corpus=archives.corpus,
+        rules=rules,
+        drop=read_drop(Path(drop)) if drop else frozenset(),
+        max_pixels=archives.max_pixels,
+        samples_per_shard=archives.samples_per_shard,
+    )
+    return archives, _typed(EngineConfig, engine, "engine"), part
+
+
+def work_folder(config: dict[str, Any], out: Path, drop: frozenset[str] = frozenset()) -> Path:
+    """Where the parts of these settings lie: beside `out`, so that they outlive the `.partial` folder of a killed build."""
+    content = {key: value for key, value in config.items() if key not in (*NOT_CONTENT, "out")}
+    digest = hashlib.sha256(json.dumps([content, sorted(drop)], sort_keys=True, default=str).encode()).hexdigest()
+    return out.with_name(f"{out.name.removesuffix('.partial')}.parts") / digest[:12]
+
+
+def _executor(task: Task, engine: EngineConfig, log: Path) -> Any:
+    # datatrove and dill take a quarter of a second to import; only a build needs them.
+    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.executor.slurm import SlurmPipelineExecutor
+
+    if engine.executor == "local":
+        workers = min(engine.tasks, engine.workers) if engine.workers > 0 else engine.tasks
+        return LocalPipelineExecutor([task], tasks=engine.tasks, workers=workers, logging_dir=str(log.resolve()))
+    assert engine.slurm is not None
+    return SlurmPipelineExecutor(
+        [task],
+        tasks=engine.tasks,
+        workers=engine.workers,
+        logging_dir=str(log.resolve()),
+        job_name="scaleearth-prepare",
+        partition=engine.slurm.partition,
+        time=engine.slurm.time,
+        cpus_per_task=engine.slurm.cpus_per_task,
+        mem_per_cpu_gb=engine.slurm.mem_per_cpu_gb,
+        qos=engine.slurm.qos,
+        venv_path=engine.slurm.venv_path,
+        sbatch_args=engine.slurm.sbatch_args,
+    )
+
+
+def _typed(cls: type[Any], given: Any, where: str) -> Any:
+    if not isinstance(given, dict):
+        raise ConfigError("not a mapping", field=where, value=given)
+    known: Sequence[str] = [f.name for f in fields(cls)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError("unknown key", field=f"{where}.{unknown[0]}", remedy=f"use {', '.join(known)}")
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ConfigError(f"a key is missing: {error}", field=where) from error

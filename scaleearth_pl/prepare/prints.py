@@ -1,0 +1,141 @@
+"""Fingerprints of a whole corpus, or of a folder of images, in the order in which they lie there.
+
+1.3 kB an image: 80,000 images are 100 MB. Each image is decoded once, which is what the time goes into (measured in
+`docs/scale.md`). What does not decode is listed, since an image that was not looked at proves nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.imagehash import THUMBNAIL_SIDE, WORDS, Fingerprint, fingerprint
+from scaleearth_pl.data.images import IMAGE_FORMATS, decode_rgb, image_size
+from scaleearth_pl.data.shard_index import INDEX_NAME
+from scaleearth_pl.data.shards import ShardIndex, ShardReader
+
+FOLDER_SPLIT = "images"
+"""Split that images of a plain folder count as."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prints:
+    """Fingerprints as columns; row k is `image_id[k]`, of `split[k]` and `place_id[k]`.
+
+    `hashes` [n, 8, WORDS] as in `Fingerprint`, `thumbnail` [n, side, side]; `unreadable` says which image and why.
+    """
+
+    root: Path
+    image_id: tuple[str, ...]
+    split: tuple[str, ...]
+    place_id: tuple[str, ...]
+    hashes: NDArray[np.uint64]
+    thumbnail: NDArray[np.uint8]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def of_splits(self, keep: Callable[[str], bool]) -> "Prints":
+        """The rows whose split passes `keep`, with everything that was unreadable."""
+        rows = [k for k, split in enumerate(self.split) if keep(split)]
+        return Prints(
+            root=self.root,
+            image_id=tuple(self.image_id[k] for k in rows),
+            split=tuple(self.split[k] for k in rows),
+            place_id=tuple(self.place_id[k] for k in rows),
+            hashes=self.hashes[rows],
+            thumbnail=self.thumbnail[rows],
+            unreadable=self.unreadable,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    image_id: str
+    split: str
+    place_id: str
+    found: Fingerprint | str
+
+
+def read_prints(
+    root: Path, splits: Sequence[str] | None = None, *, observe: Callable[[], None] = lambda: None
+) -> Prints:
+    """Fingerprints of a corpus (a folder with `index.json`) or of all images below a folder.
+
+    Args:
+        root: the folder.
+        splits: of a corpus; None takes all.
+        observe: called after every image, for a progress bar.
+
+    Raises:
+        ConfigError: there is no image below `root`.
+        IndexSchemaError, ShardError: the corpus is broken, or lacks a split.
+    """
+    rows = []
+    for row in _corpus_rows(root, splits) if (root / INDEX_NAME).is_file() else _folder_rows(root):
+        rows.append(row)
+        observe()
+    if not rows:
+        raise ConfigError("no image below this folder", file=root, remedy="name a corpus, or a folder of images")
+    good = [row for row in rows if isinstance(row.found, Fingerprint)]
+    prints = [row.found for row in good if isinstance(row.found, Fingerprint)]
+    side = THUMBNAIL_SIDE
+    return Prints(
+        root=root,
+        image_id=tuple(row.image_id for row in good),
+        split=tuple(row.split for row in good),
+        place_id=tuple(row.place_id for row in good),
+        hashes=np.array([p.hashes for p in prints], dtype=np.uint64).reshape(-1, 8, WORDS),
+        thumbnail=np.array([p.thumbnail for p in prints], dtype=np.uint8).reshape(-1, side, side),
+        unreadable=tuple((row.image_id, row.found) for row in rows if isinstance(row.found, str)),
+    )
+
+
+def count_images(root: Path, splits: Sequence[str] | None = None) -> int:
+    """Images that `read_prints` will look at, without decoding any."""
+    if (root / INDEX_NAME).is_file():
+        index = ShardIndex.load(root)
+        return len(index.rows(tuple(splits)) if splits is not None else index)
+    return len(_image_files(root))
+
+
+def _corpus_rows(root: Path, splits: Sequence[str] | None) -> Iterator[_Row]:
+    index = ShardIndex.load(root)
+    reader = ShardReader(index)
+    for row in index.rows(tuple(splits) if splits is not None else index.splits):
+        k = int(row)
+        image_id, split = index.text["image_id"][k], index.shards[int(index.shard_of_row[k])].split
+        try:
+            sample, data = reader.read(k)
+            size = (sample.width, sample.height)
+            image = decode_rgb(data, index.text["ext"][k], size=size, where=index.where(k))
+        except (SampleError, GsdError) as error:
+            yield _Row(image_id=image_id, split=split, place_id=image_id, found=str(error))
+            continue
+        place_id = sample.place_id or image_id
+        yield _Row(image_id=image_id, split=split, place_id=place_id, found=fingerprint(image))
+    reader.close()
+
+
+def _folder_rows(root: Path) -> Iterator[_Row]:
+    for path in _image_files(root):
+        name, found = path.relative_to(root).as_posix(), _file_print(path)
+        yield _Row(image_id=name, split=FOLDER_SPLIT, place_id=name, found=found)
+
+
+def _file_print(path: Path) -> Fingerprint | str:
+    ext = path.suffix[1:].lower()
+    try:
+        data = path.read_bytes()
+        size = image_size(data, ext, where=str(path))
+        return fingerprint(decode_rgb(data, ext, size=size, where=str(path)))
+    except (SampleError, OSError) as error:
+        return str(error)
+
+
+def _image_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix[1:].lower() in IMAGE_FORMATS and path.is_file())

@@ -1,0 +1,85 @@
+"""The class that lmms-eval drives; imported by lmms-eval alone (`harness.manifest` names it).
+
+model_args:  model=RUN_OR_FOLDER  base=  policy=  gsd_field=FIELD  gsd_m=METRES  max_new_tokens=  device=
+"""
+
+from typing import Any, get_args
+
+from lmms_eval.api.model import lmms
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, one_image
+from scaleearth_pl.serving.scale import Policy
+
+
+class ScaleEarthLmms(lmms):
+    """One model in one process; generation only, because the model was trained to answer and not to rank.
+
+    Args:
+        model: a run or an adapter folder.
+        base: as `Assistant.from_pretrained`.
+        policy: whose GSD counts; by default the document's where there is one, else SSE-U's word.
+        gsd_field: field of the task's documents that holds metres per pixel.
+        gsd_m: metres per pixel of every image of the task, where the documents do not say.
+        max_new_tokens: longest answer, whatever the task allows.
+        device: auto, cpu or cuda.
+        batch_size: of the harness; passes are bounded by tokens here, so it has no effect.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        model: str | None = None,
+        base: str | None = None,
+        policy: str | None = None,
+        gsd_field: str | None = None,
+        gsd_m: float | None = None,
+        max_new_tokens: int = 24,
+        device: str = "auto",
+        batch_size: int | str = 1,  # noqa: ARG002
+        max_batch_size: int | None = None,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        if policy is not None and policy not in get_args(Policy):
+            raise ConfigError("no such policy", field="policy", value=policy, remedy=f"one of {get_args(Policy)}")
+        self._assistant = Assistant.from_pretrained(model, base=base, device=device, max_new_tokens=int(max_new_tokens))
+        self._policy, self._gsd_field = policy, gsd_field
+        self._gsd_m = None if gsd_m is None else float(gsd_m)
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Answers of all requests, in order."""
+        asked, longest = [], 1
+        for request in requests:
+            context, options, doc_to_visual, doc_id, task, split = request.args
+            document = self.task_dict[task][split][doc_id]
+            until = options.get("until") or ()
+            gsd_m = self._gsd_m if self._gsd_field is None else document.get(self._gsd_field)
+            longest = max(longest, int(options.get("max_new_tokens", self._assistant.max_new_tokens)))
+            asked.append(
+                HarnessRequest(
+                    image=one_image(doc_to_visual(document), task),
+                    text=context,
+                    gsd_m=gsd_m,
+                    until=(until,) if isinstance(until, str) else tuple(until),
+                )
+            )
+        limit = min(longest, self._assistant.max_new_tokens)
+        policy: Any = self._policy
+        return list(answer_requests(self._assistant, asked, policy=policy, max_new_tokens=limit))
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Refused: see the class."""
+        raise ConfigError(
+            "scores of given answers are not offered",
+            field="loglikelihood",
+            value=len(requests),
+            remedy="use generate_until tasks",
+        )
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Refused: one round is what the model was trained on."""
+        raise ConfigError(
+            "one round only", field="generate_until_multi_round", value=len(requests), remedy="leave it out"
+        )

@@ -1,0 +1,115 @@
+"""`scaleearth serve`: an OpenAI-compatible endpoint for one trained model.
+
+    scaleearth serve --model runs/stage2-tiny-world/latest --port 8000
+    curl localhost:8000/v1/models
+
+Requests of different GSDs share a packed pass (`queueing.py`); what a request may hold and how it is refused stands in
+`server_limits.py`, the request's fields in `openai_api.py`. There is no authentication: the default address is this
+machine's own, and a public one belongs behind a proxy that knows its users.
+
+SIGTERM and SIGINT stop gracefully: no new connection is taken, accepted requests are answered, and the process ends with 0.
+A second SIGINT ends it at once.
+"""
+
+import argparse
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+
+from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.queueing import BatchPolicy
+from scaleearth_pl.serving.quiet import silence_loading
+from scaleearth_pl.serving.server_app import create_app
+from scaleearth_pl.serving.server_limits import ServerLimits
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server that ends with 0 after a signal: its own raises the signal again once it has stopped."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles SIGINT and SIGTERM for as long as the server runs, in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._on_stop()
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self.should_exit = True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    silence_loading()
+    limits = ServerLimits(**{f.name: getattr(args, f.name) for f in fields(ServerLimits) if hasattr(args, f.name)})
+    batching = BatchPolicy(max_batch=args.max_batch, max_wait_s=args.max_wait_ms / 1000)
+    assistant = Assistant.from_pretrained(
+        args.model, base=args.base, precision=args.precision, device=args.device, max_new_tokens=args.max_new_tokens
+    )
+    screen = Console(stderr=True, highlight=False)
+    screen.print(f"model {assistant.loaded.adapter.path}", soft_wrap=True)
+    screen.print(f"http://{args.host}:{args.port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
+    app = create_app(assistant, name=args.name, limits=limits, batching=batching)
+    return serve(app, host=args.host, port=args.port)
+
+
+def serve(app: FastAPI, *, host: str, port: int) -> int:
+    """Serves until a signal comes; 0 after an orderly stop, 1 where the address cannot be had."""
+    server = make_server(app, host=host, port=port)
+    server.run()
+    return 0 if server.started else 1
+
+
+def make_server(app: FastAPI, *, host: str, port: int) -> GracefulServer:
+    """The server of an app made by `create_app`, not yet running; tests run it in a thread."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=15,
+        server_header=False,
+    )
+    return GracefulServer(config, app.state.service.stop)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scaleearth serve", description="Serves a trained model, OpenAI-compatible.")
+    parser.add_argument("--model", metavar="RUN_OR_FOLDER", help="default: the newest runs/stage2-*/latest")
+    parser.add_argument("--name", default="scaleearth", help="the model's name in requests")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--max-batch", type=int, default=32, help="requests in one packed pass")
+    parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long an idle server waits for company")
+    parser.add_argument("--max-new-tokens", type=int, default=24, help="longest answer")
+    limits = parser.add_argument_group("limits")
+    default = ServerLimits()
+    limits.add_argument("--max-queue", type=int, default=default.max_queue, help="accepted requests; more get 429")
+    limits.add_argument("--max-image-bytes", type=int, default=default.max_image_bytes)
+    limits.add_argument("--max-image-pixels", type=int, default=default.max_image_pixels)
+    limits.add_argument("--max-questions", type=int, default=default.max_questions, help="in one request")
+    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
+    parser.add_argument("--precision", choices=("trained", "nf4", "none"), default="trained", help="of the backbone")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser

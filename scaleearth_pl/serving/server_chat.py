@@ -1,0 +1,162 @@
+"""One chat request from its first byte to its last: accept, read, check, queue, reply.
+
+The body is read here and not by FastAPI, because a bound that is checked after the body lies in memory is none; a
+refused body is read and thrown away (up to a bound), because a client that is still sending would see a broken pipe
+instead of the refusal.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from scaleearth_pl.serving import openai_api_reply
+from scaleearth_pl.serving.openai_api import ChatRequest
+from scaleearth_pl.serving.openai_api_reply import ReplyHead
+from scaleearth_pl.serving.query import Answer
+from scaleearth_pl.serving.queueing import Job
+from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body
+from scaleearth_pl.serving.server_service import Service
+
+_DISCARD = 4
+"""A refused body is read up to so many times the allowed size before the refusal is sent."""
+
+
+async def answer_chat(service: Service, request: Request) -> Response:
+    """The reply to one request; `RefusedError` where there is none."""
+    begin = time.monotonic()
+    try:
+        service.accept()
+    except RefusedError:
+        await _discard(request, _DISCARD * service.limits.max_body_bytes, service.limits.body_seconds)
+        raise
+    handed_over = False
+    try:
+        chat, prepared = await service.check(await _read(request, service.limits))
+        longest = service.assistant.max_new_tokens
+        limit = min(chat.max_completion_tokens or chat.max_tokens or longest, longest)
+        head = ReplyHead(model=service.name, notes=chat.notes)
+        if chat.stream:
+            handed_over = True
+            return _Streamed(service, head, chat, Job(prepared=prepared, max_new_tokens=limit), begin)
+        answers = await _answers(service, Job(prepared=prepared, max_new_tokens=limit))
+        service.metrics.answered(answers, time.monotonic() - begin)
+        return JSONResponse(openai_api_reply.completion(head, answers))
+    finally:
+        if not handed_over:
+            service.release()
+
+
+async def _answers(service: Service, job: Job) -> list[Answer]:
+    try:
+        return await asyncio.wrap_future(service.batcher.submit(job))
+    except Exception as error:
+        raise RefusedError(500, _failed(error)) from error
+
+
+def _failed(error: BaseException) -> str:
+    return f"the model failed: {type(error).__name__}"
+
+
+class _Streamed(StreamingResponse):
+    """A streamed reply that gives its place back however it ends: read to the end, or left by its client.
+
+    A client that leaves before its turn is not computed for.
+    """
+
+    def __init__(self, service: Service, head: ReplyHead, chat: ChatRequest, job: Job, begin: float) -> None:
+        self._service, self._job = service, job
+        events = _events(service, head, chat, job, begin)
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.future.cancel()
+            self._service.release()
+
+
+async def _events(service: Service, head: ReplyHead, chat: ChatRequest, job: Job, begin: float) -> AsyncIterator[bytes]:
+    """Events of one reply, as its texts grow."""
+    texts = asyncio.Queue[tuple[int, str] | None]()
+    post = _into(asyncio.get_running_loop(), texts)
+    job.listen(lambda question, text: post((question, text)))
+    sent = dict.fromkeys(range(len(job.prepared.questions)), "")
+    service.batcher.submit(job).add_done_callback(lambda _: post(None))
+    for index in sent:
+        yield openai_api_reply.chunk(head, index, {"role": "assistant", "content": ""})
+    while (item := await texts.get()) is not None:
+        index, whole = item[0], item[1].rstrip("\ufffd")  # half a character is not sent
+        if len(whole) > len(sent[index]) and whole.startswith(sent[index]):
+            yield openai_api_reply.chunk(head, index, {"content": whole[len(sent[index]) :]})
+            sent[index] = whole
+    if error := job.future.exception():
+        yield openai_api_reply.event(error_body(500, _failed(error)))
+        return
+    answers = job.future.result()
+    for part in _ends(head, chat, answers, sent):
+        yield part
+    service.metrics.answered(answers, time.monotonic() - begin)
+
+
+def _into(
+    loop: asyncio.AbstractEventLoop, texts: "asyncio.Queue[tuple[int, str] | None]"
+) -> Callable[[tuple[int, str] | None], None]:
+    """From the engine's thread into the loop's queue."""
+
+    def post(item: tuple[int, str] | None) -> None:
+        loop.call_soon_threadsafe(texts.put_nowait, item)
+
+    return post
+
+
+def _ends(head: ReplyHead, chat: ChatRequest, answers: list[Answer], sent: dict[int, str]) -> list[bytes]:
+    scale = openai_api_reply.scale_row(head, answers)
+    parts = []
+    for index, answer in enumerate(answers):
+        rest = answer.text[len(sent[index]) :]
+        finish = openai_api_reply.finish_reason(answer)
+        parts.append(openai_api_reply.chunk(head, index, {"content": rest} if rest else {}, finish, scaleearth=scale))
+    if chat.stream_options and chat.stream_options.include_usage:
+        parts.append(openai_api_reply.usage_chunk(head, answers))
+    return [*parts, openai_api_reply.DONE]
+
+
+async def _read(request: Request, limits: ServerLimits) -> bytes:
+    """The body, within its bounds of bytes and time."""
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.max_body_bytes:
+                    break
+                parts.append(part)
+    except TimeoutError:
+        raise RefusedError(408, f"the body took more than {limits.body_seconds:g} s") from None
+    except ClientDisconnect:
+        raise RefusedError(400, "the client left") from None
+    if size > limits.max_body_bytes:
+        parts.clear()
+        await _discard(request, _DISCARD * limits.max_body_bytes, limits.body_seconds)
+        raise RefusedError(413, f"the body has more than {limits.max_body_bytes} bytes")
+    return b"".join(parts)
+
+
+async def _discard(request: Request, most: int, seconds: float) -> None:
+    """Reads what a client is still sending, so that it will read our refusal."""
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    return
+    except (TimeoutError, ClientDisconnect, RuntimeError):
+        return

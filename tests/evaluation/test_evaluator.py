@@ -1,0 +1,231 @@
+"""The evaluator: the same verdicts as the model's own forward, under every view; resumable; leaks refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes.subjects import run_folder_of, tiny_subject
+
+from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
+from scaleearth_pl.core.gsd import Provenance, Tier
+from scaleearth_pl.data.collate import collate, encode_tree
+from scaleearth_pl.evaluation import evaluator_run
+from scaleearth_pl.evaluation.evaluator import evaluate_corpus, gather, main, views_of
+from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator_engine import grouped, run_views
+from scaleearth_pl.evaluation.evaluator_model import load_subject
+from scaleearth_pl.evaluation.evaluator_row import rsvqa_scores
+from scaleearth_pl.evaluation.evaluator_run import Decoding
+from scaleearth_pl.evaluation.evaluator_views import View, quarter_decade_grid, spoof_views, standard_normal
+from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
+
+METADATA = View(policy="metadata")
+
+
+@pytest.fixture(scope="module")
+def subject(fake_corpus):
+    return tiny_subject(fake_corpus)
+
+
+@pytest.fixture(scope="module")
+def group(fake_corpus, subject):
+    return list(CorpusSplit.open(fake_corpus, "test").images(subject))
+
+
+def reference(subject, group, resolver, shift=0.0):
+    """The model's own forward: (right or wrong, summed cross-entropy)."""
+    trees = [encode_tree(a.sample, a.images, a.questions, subject.processor, boundaries=_tiers()) for a in group]
+    batch = collate(trees)
+    batch = replace(batch, log10_gsd_G=batch.log10_gsd_G + shift)
+    subject.model.resolver = Resolver(resolver)
+    with torch.no_grad():
+        losses = subject.model(batch)
+    return subject.model.exact_match(losses, batch).numpy(), float(losses.ce_sum), batch
+
+
+def _tiers():
+    from scaleearth_pl.core.gsd import TierBoundaries
+
+    return TierBoundaries()
+
+
+@pytest.mark.parametrize(
+    ("view", "config"),
+    [
+        (METADATA, ResolverConfig()),
+        (View(policy="predicted"), ResolverConfig(policy="predicted")),
+        (View(policy="fused"), ResolverConfig(policy="fused")),
+        (View(policy="spoof", spoof_gsd_m=0.05), ResolverConfig(policy="spoof", spoof_gsd_m=0.05)),
+    ],
+)
+def test_a_view_is_the_models_own_forward_under_that_policy(subject, group, view, config):
+    said = run_views(subject, group, [METADATA, view])
+    right_B, ce_sum, batch = reference(subject, group, config)
+    n_B = [len(subject.processor.branch(q).answer) for a in group for q in a.questions]
+    assert (said.correct_VB[1] == right_B).all()
+    assert float((said.answer_nll_VB[1] * n_B).sum()) == pytest.approx(ce_sum, rel=1e-5)
+    if view is not METADATA:
+        assert not np.allclose(said.answer_nll_VB[0], said.answer_nll_VB[1], rtol=1e-6)
+    assert [b.qa_id for b in said.batch.branches] == [b.qa_id for b in batch.branches]
+
+
+def test_generated_text_is_the_models_answer(subject, group):
+    said = run_views(subject, group, [METADATA], generate=True, max_new_tokens=4)
+    _, _, batch = reference(subject, group, ResolverConfig())
+    with torch.no_grad():
+        tokens = subject.model.answer(batch, max_new_tokens=4)
+    decode = subject.processor.tokenizer.decode
+    assert said.texts == (tuple(decode(t, skip_special_tokens=True).strip() for t in tokens),)
+
+
+def test_groups_change_nothing_but_memory(subject, group):
+    whole = run_views(subject, group, [METADATA]).answer_nll_VB
+    parts = [run_views(subject, g, [METADATA]).answer_nll_VB for g in grouped(iter(group), subject, budget_tokens=1)]
+    assert len(parts) == len(group)
+    assert np.concatenate(parts, axis=1) == pytest.approx(whole, rel=1e-4)
+
+
+def test_noise_is_paired_and_zero_noise_is_none(subject, group):
+    views = [METADATA, *(View(policy="metadata", noise_decades=x) for x in (0.0, 0.5))]
+    nll = run_views(subject, group, views).answer_nll_VB
+    assert (nll[0] == nll[1]).all() and not np.allclose(nll[0], nll[2])
+    draws = np.array([standard_normal(f"image-{i}", 0) for i in range(4000)])
+    assert abs(draws.mean()) < 0.05 and draws.std() == pytest.approx(1, abs=0.04)
+    assert standard_normal("a", 0) == standard_normal("a", 0) != standard_normal("a", 1)
+
+
+def test_gsd_text_reads_the_view_as_words(fake_corpus):
+    subject = tiny_subject(fake_corpus, gsd_text="metres", gate=_open_gate())
+    group = list(CorpusSplit.open(fake_corpus, "test").images(subject))
+    nll = run_views(subject, group, [METADATA, View(policy="predicted"), *spoof_views([0.1, 10.0])]).answer_nll_VB
+    assert all(not np.allclose(a, b) for i, a in enumerate(nll) for b in nll[:i])
+    plain = tiny_subject(fake_corpus, gate=_open_gate())
+    flat = run_views(plain, group, spoof_views([0.1, 1.0, 10.0])).answer_nll_VB
+    assert (flat == flat[0]).all(), "plain LoRA is not told the GSD"
+
+
+def _open_gate():
+    from scaleearth_pl.model.gate import GateConfig
+
+    return GateConfig(kind="open")
+
+
+def test_a_pinned_scale_stays_pinned(fake_corpus, group):
+    pinned = tiny_subject(fake_corpus, resolver=ResolverConfig(policy="spoof", spoof_gsd_m=1.0))
+    nll = run_views(pinned, group, [METADATA, *spoof_views([0.01, 1.0])]).answer_nll_VB
+    assert (nll == nll[0]).all()
+
+
+def test_unknown_gsd_needs_a_prediction(subject, group):
+    sample = replace(group[0].sample, gsd_m_native=None, gsd_provenance=Provenance.UNKNOWN, tier=Tier.UNKNOWN)
+    unknown = [replace(group[0], sample=sample)]
+    with pytest.raises(GsdError, match="predicted"):
+        run_views(subject, unknown, [METADATA])
+    assert run_views(subject, unknown, [View(policy="predicted")]).batch.trees[0].gsd_m is None
+
+
+def test_views_are_checked_and_named():
+    assert [v.name for v in views_of(["metadata", "spoof"], [0.1, 1.0])] == ["metadata", "spoof-0.1m", "spoof-1m"]
+    for bad in ({"policy": "oracle"}, {"policy": "spoof"}, {"policy": "metadata", "spoof_gsd_m": 1.0}):
+        with pytest.raises(ConfigError):
+            View(**bad)
+    with pytest.raises(ConfigError, match="noise"):
+        View(policy="predicted", noise_decades=0.5)
+    grid = quarter_decade_grid(0.01, 1.0)
+    assert grid[0] == pytest.approx(0.01) and grid[-1] == pytest.approx(1) and len(grid) == 9
+
+
+@pytest.fixture
+def corpus(fake_corpus):
+    return CorpusSplit.open(fake_corpus, "test")
+
+
+def test_results_on_disk_and_resume_after_a_cut(subject, corpus, tmp_path, monkeypatch):
+    decoding = Decoding(generate=False, budget_tokens=1)
+    whole = evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "a", decoding=decoding)
+    folder = next((tmp_path / "a").glob("*/*/metadata"))
+    predictions = read_predictions(folder / "predictions.jsonl")
+    assert whole["counts"]["questions"] == len(predictions) and whole["counts"]["images"] == 4
+    assert len(read_sse_u(folder / "sse_u.jsonl")) == 4 and not (folder / "part.jsonl").exists()
+
+    calls = []
+    real = evaluator_run.run_views
+
+    def breaks_at_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(evaluator_run, "run_views", breaks_at_third)
+    with pytest.raises(RuntimeError):
+        evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
+    part = next((tmp_path / "b").glob("*/*/metadata/part.jsonl"))
+    part.write_bytes(part.read_bytes() + b'{"image_id": "half')
+    again = evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
+    assert len(calls) == 3 + 2, "two of four images were not asked again"
+    assert read_predictions(part.parent / "predictions.jsonl") == predictions
+    assert {k: again[k] for k in ("accuracy", "majority", "types")} == {
+        k: whole[k] for k in ("accuracy", "majority", "types")
+    }
+
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=Decoding(generate=True))
+    assert [row["subject"] for row in gather(tmp_path / "b")] == ["tiny"]
+
+
+def test_done_evaluations_are_read_not_repeated(subject, corpus, tmp_path, monkeypatch):
+    decoding = Decoding(generate=False)
+    first = evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding)
+    monkeypatch.setattr(evaluator_run, "run_views", None)
+    assert evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding) == first
+
+
+def test_trained_images_are_refused(subject, fake_corpus, tmp_path):
+    train = CorpusSplit.open(fake_corpus, "train", limit_images=3)
+    with pytest.raises(ConfigError, match="3 of 3 evaluated images were trained on"):
+        evaluate_corpus(subject, train, METADATA, out=tmp_path)
+    assert CorpusSplit.open(fake_corpus, "test").leaked() == []
+    row = evaluate_corpus(subject, train, METADATA, out=tmp_path, allow_leaks=True, decoding=Decoding(generate=False))
+    assert row["counts"]["leaked_images"] == 3
+
+
+def test_rows_name_what_they_mean(subject, corpus, tmp_path):
+    row = evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=Decoding(max_new_tokens=2))
+    for key in ("commit", "configuration", "harness", "split", "matcher", "types", "counts", "seconds", "majority"):
+        assert row[key] not in (None, "", {}), key
+    assert row["configuration"]["policy"] == "metadata" and row["matcher"] == "exact"
+    assert row["sse_u"]["all"]["images"] == 4
+    json.dumps(row, allow_nan=False)
+
+
+def test_rsvqa_rows_get_every_matcher(prediction):
+    rows = [
+        prediction(qa_id=f"q{i}", source="rsvqa_lr", type=t, answer=a, prediction=p)
+        for i, (t, a, p) in enumerate([("count", "403", "427"), ("presence", "yes", "e"), ("presence", "no", "no")])
+    ]
+    scores = rsvqa_scores(rows)["rsvqa_lr"]
+    assert {n: round(s["oa"], 3) for n, s in scores.items()} == {
+        "official_binned": 0.667, "exact": 0.333, "lhrs": 1.0, "earthdial": 0.5, "internvl": 0.667,
+    }  # fmt: skip
+    assert rsvqa_scores([prediction(source="world")]) == {}
+
+
+def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_path, capsys):
+    folder = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
+    loaded = load_subject(folder)
+    views = [METADATA, View(policy="predicted")]
+    ours, theirs = (run_views(s, group, views).answer_nll_VB for s in (subject, loaded))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert load_subject(folder / "adapter").fingerprint == loaded.fingerprint
+    words = [str(folder), "--corpus", str(fake_corpus), "--teacher-forced", "--out", str(tmp_path / "out")]
+    assert main([*words, "--policy", "metadata", "predicted"]) == 0
+    out = capsys.readouterr().out
+    assert "predicted" in out and "majority" in out
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
+    (folder / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match="how large"):
+        load_subject(folder)

@@ -1,0 +1,192 @@
+"""Corpora by tasks: the same bytes with any number of workers, resumed after a kill, duplicates and failures counted."""
+
+import json
+import os
+import stat
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.corpus import fake_sample
+from scale.archive import make_archive
+
+from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError
+from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.sample import Question
+from scaleearth_pl.data.shards import ShardIndex, ShardReader
+from scaleearth_pl.prepare import corpus, parts, pipeline
+from scaleearth_pl.prepare.join import add_counts
+
+N_IMAGES, PER_IMAGE = 24, 4
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_archive(tmp_path_factory.mktemp("pipeline") / "archive", N_IMAGES, PER_IMAGE)
+
+
+def config(archive: Path, **more: Any) -> dict[str, Any]:
+    sources = {"rsvqa_hr": {}, "rsvqa_lr": {}}
+    return {"root": str(archive), "corpus": "c", "sources": sources, "samples_per_shard": 5, "tasks": 3, **more}
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file of a corpus by its path."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def samples(root: Path) -> dict[str, Any]:
+    index = ShardIndex.load(root)
+    index.verify()
+    reader = ShardReader(index)
+    return {index.text["image_id"][row]: reader.read(row) for row in range(len(index))}
+
+
+@pytest.fixture(scope="module")
+def built(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.build(config(archive), tmp_path_factory.mktemp("built") / "corpus")
+
+
+def test_parts_make_one_verified_corpus(built: Path, archive: Path, tmp_path: Path) -> None:
+    found = samples(built)
+    assert len(found) == N_IMAGES and sum(len(s.qas) for s, _ in found.values()) == N_IMAGES * PER_IMAGE
+    assert {s.source for s, _ in found.values()} == {"rsvqa_hr", "rsvqa_lr"}
+    assert not list(built.parent.glob("*.parts"))
+    whole = samples(pipeline.build(config(archive, tasks=1), tmp_path / "whole"))
+    assert whole == found
+    counts = json.loads((built / "import.json").read_text())
+    assert counts["sources"]["rsvqa_hr"]["images"] == {"train": N_IMAGES - 1}
+
+
+def test_workers_change_no_byte(built: Path, archive: Path, tmp_path: Path) -> None:
+    two = pipeline.build(config(archive, workers=2), tmp_path / "two")
+    assert content(two) == content(built)
+
+
+def test_finished_tasks_are_not_repeated_after_a_kill(
+    built: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    import_part = parts.import_part
+
+    def dies_in_the_second(*args: Any, rank: int, tasks: int) -> Path:
+        ran.append(rank)
+        out = import_part(*args, rank=rank, tasks=tasks)
+        if ran == [0, 1]:
+            (out / "index.json").write_text("torn")
+            raise KeyboardInterrupt
+        return out
+
+    monkeypatch.setattr(parts, "import_part", dies_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.build(config(archive), tmp_path / "c.partial")
+    assert pipeline.build(config(archive), tmp_path / "c.partial") == tmp_path / "c.partial"
+    assert ran == [0, 1, 1, 2]
+    assert content(tmp_path / "c.partial") == content(built)
+    pipeline.build(config(archive, tasks=2), tmp_path / "d")
+    assert ran[4:] == [0, 1]
+
+
+def test_a_yaml_describes_it(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(corpus.BUILDERS, "pipeline", corpus.Builder("scaleearth_pl.prepare.pipeline"))
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps({"kind": "pipeline", "out": str(tmp_path / "c"), **config(archive, workers=1)}))
+    assert corpus.main([str(file)]) == 0
+    assert len(ShardIndex.load(tmp_path / "c")) == N_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"tasks": 0}, "tasks"),
+        ({"workers": 0}, "workers"),
+        ({"executor": "ray"}, "executor"),
+        ({"executor": "slurm"}, "slurm"),
+        ({"executor": "slurm", "slurm": {"partition": "cpu", "hours": 1}}, "slurm.hours"),
+        ({"executor": "slurm", "slurm": {"partition": "cpu"}}, "time"),
+        ({"rules": ["spelling"]}, "spelling"),
+        ({"drop": "nowhere.txt"}, "nowhere.txt"),
+        ({"worker": 2}, "worker"),
+    ],
+)
+def test_wrong_settings_name_the_key(archive: Path, change: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        pipeline.read_config(config(archive, **change))
+
+
+def test_images_on_the_drop_list_stay_out_and_are_counted(archive: Path, tmp_path: Path) -> None:
+    drop = tmp_path / "drop.txt"
+    drop.write_text("rsvqa_hr-3\nrsvqa_lr-0\n")
+    sources = {"rsvqa_hr": {}, "rsvqa_lr": {}}
+    found = pipeline.build(config(archive, drop=str(drop), sources=sources), tmp_path / "c")
+    assert set(samples(found)) == {f"rsvqa_hr-{k}" for k in range(N_IMAGES - 1) if k != 3}
+    kinds = Counter(json.loads(line)["kind"] for line in (found / "quarantine.jsonl").read_text().splitlines())
+    assert kinds == {parts.DROPPED: 2}
+
+
+def test_failures_are_judged_over_all_parts(archive: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "archive"
+    make_archive(broken, N_IMAGES, PER_IMAGE)
+    (broken / "rsvqa_hr" / "Data" / "7.tif").write_bytes(b"no picture")
+    with pytest.raises(QuarantineLimitError, match=r"1 of 23 items of rsvqa_hr .*bad_image"):
+        pipeline.build(config(broken), tmp_path / "strict")
+    found = pipeline.build(config(broken, max_bad_share=0.05), tmp_path / "c")
+    assert len(ShardIndex.load(found)) == N_IMAGES - 1
+    (row,) = map(json.loads, (found / "quarantine.jsonl").read_text().splitlines())
+    assert (row["item"], row["kind"]) == ("rsvqa_hr-7", "bad_image")
+
+
+def test_equal_ids_meet_in_one_task() -> None:
+    ids = [f"source-{k}" for k in range(4000)]
+    sizes = Counter(parts.task_of(i, 8) for i in ids)
+    assert set(sizes) == set(range(8)) and max(sizes.values()) < 1.2 * 500
+    assert all(parts.task_of(i, 8) == parts.task_of(i, 8) for i in ids[:10])
+    assert {parts.task_of(i, 1) for i in ids[:10]} == {0}
+
+
+def test_rules_drop_questions_and_count_them() -> None:
+    def question(number: int, text: str, answer: str = "yes") -> Question:
+        return Question(id=f"q{number}", type="presence", family="identification", question=text, answer=answer)
+
+    good = question(0, "Is there a wide road in the north?")
+    bad = question(1, "What is the GSD of this image?", "ten")
+    sample, boundaries, broken = replace(fake_sample(0), qas=(good, bad)), TierBoundaries(), Counter[str]()
+    left = parts.filtered(sample, ("leaked_gsd",), boundaries, broken)
+    assert left is not None and left.qas == (good,) and broken == {"leaked_gsd": 1}
+    assert parts.filtered(replace(sample, qas=(bad,)), ("leaked_gsd",), boundaries, broken) is None
+    assert parts.filtered(sample, (), boundaries, broken) is sample
+
+
+def test_counts_add_up_in_any_order() -> None:
+    a = {"sources": {"s": {"images": {"train": 2}, "rejected": {}}}, "skipped": ["x"], "rules": {"length": 1}}
+    b = {"sources": {"s": {"images": {"train": 3, "val": 1}}, "t": {"images": {"val": 9}}}, "skipped": ["x", "a"]}
+    assert add_counts(a, b) == add_counts(b, a)
+    assert add_counts(a, b)["sources"]["s"] == {"images": {"train": 5, "val": 1}, "rejected": {}}
+    assert add_counts({}, a) == a
+
+
+FAKE_SLURM = {
+    "sbatch": '#!/bin/bash\nlast="${@: -1}"\ngrep -q merge_stats "$last" || for k in 0; do '
+    'SLURM_JOB_ID=7 SLURM_NODELIST=n SLURM_ARRAY_TASK_ID=$k bash "$last" >&2 || exit; done\necho Submitted batch job 7\n',
+    "srun": '#!/bin/bash\nshift 3\nexec "$@"\n',
+    "scontrol": "#!/bin/bash\necho localhost\n",
+}
+"""Programs of these names that run the array on the spot: what is tested is that our task is what Slurm would run."""
+
+
+def test_slurm_gets_the_tasks_and_the_next_call_joins(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = content(pipeline.build(config(archive, tasks=1), tmp_path / "local"))
+    for name, text in FAKE_SLURM.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    slurm = config(archive, tasks=1, executor="slurm", slurm={"partition": "cpu", "time": "00:10:00"})
+    with pytest.raises(pipeline.TasksPendingError, match="job 7") as pending:
+        pipeline.build(slurm, tmp_path / "c.partial")
+    assert pending.value.exit_status == 75
+    assert content(pipeline.build(slurm, tmp_path / "c.partial")) == local

@@ -1,0 +1,135 @@
+"""The viewer in a real browser: it loads, the slider moves, and answers and gates follow."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from fastapi.responses import HTMLResponse
+from server_fakes import data_url, listening
+from serving_fakes import geotiff, png
+
+from scaleearth_pl.serving.viewer import create_viewer
+from scaleearth_pl.serving.viewer_corpus import CorpusImages
+from scaleearth_pl.serving.viewer_look import gates
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ASKED = [{"question": "Are there roads of 3 metres?"}, {"question": "Forest?"}]
+
+# A page of the same origin that holds the viewer in a frame, moves its slider as a hand would, and writes down what it saw.
+DRIVER = """<!doctype html><iframe id="v" src="/?image=1" style="width:1300px;height:1000px"></iframe>
+<pre id="seen"></pre><script>
+const seen = [], frame = document.getElementById("v"), wait = ms => new Promise(done => setTimeout(done, ms));
+const text = (doc, what) => [...doc.querySelectorAll(what)].map(node => node.textContent);
+async function ready(doc) { while (doc.body.dataset.state !== "ready" && doc.body.dataset.state !== "fault") await wait(20); }
+function note(doc, label) {
+  const heat = doc.getElementById("heat"), pixels = heat.getContext("2d").getImageData(0, 0, heat.width, heat.height).data;
+  seen.push({ label, told: doc.getElementById("told").textContent, gated: text(doc, "td.gated"), open: text(doc, "td.open"),
+    gates: text(doc, "text.now"), heat: pixels.reduce((a, b) => a + b, 0) / pixels.length,
+    cursor: doc.getElementById("cursor").getAttribute("x1"),
+    sse: doc.getElementById("sse")?.getAttribute("points").length ?? 0, fault: doc.getElementById("fault").textContent });
+}
+frame.onload = async () => {
+  const doc = frame.contentDocument;
+  await ready(doc); note(doc, "metadata");
+  for (const s of ["-1.5", "0.5", "2.8"]) {
+    const slider = doc.getElementById("gsd");
+    slider.value = s; slider.dispatchEvent(new Event("input"));
+    doc.body.dataset.state = "moved";
+    await ready(doc); note(doc, s);
+  }
+  doc.querySelector("[data-mode=sse_u]").click();
+  await wait(50); await ready(doc); note(doc, "sse_u");
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+};
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def viewer(earth, fake_corpus):
+    app = create_viewer(earth, CorpusImages(fake_corpus, count=4, max_read_pixels=earth.max_read_pixels))
+    app.get("/driver")(lambda: HTMLResponse(DRIVER))
+    app.state.service = type("Nothing", (), {"stop": lambda self: None})()
+    with listening(app) as running:
+        yield running
+
+
+def ask(viewer, **body):
+    status, _, reply = viewer.send(
+        "POST", "/api/look", json.dumps({"questions": ASKED} | body).encode(), {"Content-Type": "application/json"}
+    )
+    return status, json.loads(reply)
+
+
+def test_a_look_gives_the_engines_answers_with_gate_on_and_off(viewer, earth, fake_corpus):
+    images = CorpusImages(fake_corpus, count=4, max_read_pixels=earth.max_read_pixels)
+    questions = [q["question"] for q in ASKED]
+    status, found = ask(viewer, image=1, mode="spoof", gsd_m=0.02)
+    assert status == 200
+    assert found["gated"] == [a.text for a in earth.ask(images.open(1), questions, spoof_gsd_m=0.02)]
+    assert found["open"] == [a.text for a in earth.ask(images.open(1), questions, policy="open")]
+    assert found["scale"]["sse_u_gsd_m"] > 0
+    metadata = ask(viewer, image=1, mode="metadata")[1]
+    assert metadata["scale"]["metadata_gsd_m"] == pytest.approx(images.rows[1]["gsd_m"])
+    assert metadata["metadata_seen_gsd_m"] == pytest.approx(metadata["scale"]["gsd_m"])
+    assert ask(viewer, image=1, mode="sse_u")[1]["scale"]["source"] == "SSE-U"
+
+
+def test_an_image_of_the_visitors_own_brings_its_gsd(viewer, tmp_path):
+    url = data_url(geotiff(tmp_path / "a.tif", 0.3).read_bytes(), "application/octet-stream")
+    assert ask(viewer, url=url, mode="metadata")[1]["metadata_seen_gsd_m"] == pytest.approx(0.3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"image": 99, "mode": "sse_u"},
+        {"image": -1, "mode": "sse_u"},
+        {"mode": "sse_u"},
+        {"image": 0, "mode": "spoof"},
+        {"image": 0, "mode": "spoof", "gsd_m": -1},
+        {"image": 0, "mode": "spoof", "gsd_m": 1e30},
+        {"image": 0, "mode": "what"},
+        {"url": "/etc/passwd", "mode": "sse_u"},
+        {"url": data_url(png()), "mode": "metadata"},
+        {"image": 0, "mode": "sse_u", "questions": []},
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused(viewer, body):
+    assert ask(viewer, **body)[0] == 422
+
+
+def test_the_gates_are_those_of_the_model(earth):
+    found = gates(earth)
+    assert len(found["modules"]) == len(earth.model.adapters) == len(found["thresholds"])
+    assert [stop - start for start, stop in found["tiers"].values()] == [4, 4, 4]
+    first = next(iter(earth.model.adapters.values())).gate
+    assert found["thresholds"][0] == pytest.approx(first.thresholds.tolist(), abs=1e-4)
+
+
+def test_the_page_asks_nothing_of_the_internet(viewer):
+    page = viewer.send("GET", "/")[2].decode()
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page) and "import(" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+def test_in_a_browser_answers_and_gates_follow_the_slider(viewer, tmp_path):
+    words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    words += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=60000", "--dump-dom"]
+    done = subprocess.run(
+        [*words, f"http://127.0.0.1:{viewer.port}/driver"], capture_output=True, text=True, timeout=170
+    )
+    text = html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL).group(1))
+    assert text, done.stderr[-2000:]
+    metadata, fine, middle, coarse, sse_u = json.loads(text)
+    assert not any(row["fault"] for row in (metadata, fine, middle, coarse, sse_u))
+    assert fine["told"].startswith("3.2 cm") and coarse["told"].startswith("631 m")
+    assert float(fine["cursor"]) < float(middle["cursor"]) < float(coarse["cursor"])
+    assert fine["heat"] < middle["heat"] < coarse["heat"]  # dark is open: fine images open more ranks
+    for tier in range(3):
+        assert float(fine["gates"][tier]) >= float(middle["gates"][tier]) >= float(coarse["gates"][tier])
+    assert len({tuple(row["gated"]) for row in (fine, middle, coarse)}) > 1  # the answers follow
+    assert fine["open"] == middle["open"] == coarse["open"] == metadata["open"]  # the gate-off side does not
+    assert sse_u["sse"] and "×/÷" in sse_u["told"]
