@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare falsify bench torture export dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,11 @@ $(STAGE1)/latest/hf/config.json:
 stage2: setup shards $(STAGE1)/latest/hf/config.json  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
 	$(STAGE2_FIT) --experiment stage2-$(TAG) $(STAGE2_SET)
 	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) --stage1 $(STAGE1)/latest
+
+evaluate: setup shards $(STAGE1)/latest/hf/config.json  ## checkpoints x GSD policies on CORPUS; reports/evaluate
+	@test -e $(STAGE2)/latest/adapter/scaleearth.json || $(MAKE) --no-print-directory stage2
+	$(BIN)/scaleearth evaluate $(STAGE2)/latest $(wildcard $(foreach t,$(TWINS),runs/$(t)-$(TAG)/latest)) \
+	  --corpus $(ROOT) --policy metadata predicted fused $(if $(FAST),--limit-images 64 --teacher-forced) $(ARGS)
 
 falsify: setup shards  ## what could prove the idea wrong: variants x seeds, a verdict per hypothesis (FAST=1: no verdict)
 	$(BIN)/scaleearth falsify --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)

@@ -19,6 +19,7 @@ import yaml
 from scaleearth_pl.core.errors import CheckpointError
 from scaleearth_pl.data.processor import GsdText, Processor
 from scaleearth_pl.data.tokenizer import load_tokenizer
+from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterFolder, apply_adapter, load_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.resolver import ResolverConfig
@@ -99,7 +100,7 @@ def load_subject(path: Path | str, *, base: Path | str | None = None, device: st
         max_pixels=int(data["max_pixels"]),
         gsd_text=data.get("gsd_text", "none"),
     )
-    weights = _weights_hash(source)
+    weights = base_hash(source)
     model = _build(source, processor, adapter, weights)
     model.requires_grad_(False)
     model.eval().to(_device(device))
@@ -163,20 +164,6 @@ def _base(path: Path, adapter: AdapterFolder | None) -> str:
     recorded = adapter.meta.base_path
     roots = [Path(), *path.resolve().parents]
     return str(next((root / recorded for root in roots if (root / recorded).is_dir()), recorded))
-
-
-def _weights_hash(source: str) -> str:
-    """As stage 2 records it: names and bytes of the weight files; "hub" for a name."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return "hub"
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _device(name: str) -> torch.device:

@@ -7,7 +7,6 @@ majority floor. RSVQA sources are scored under every published matcher.
 
 import os
 import platform
-import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from rich.table import Table as RichTable
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.evaluator_model import Subject
 from scaleearth_pl.evaluation.evaluator_run import Answers, Decoding
@@ -72,7 +72,7 @@ def result_row(
         "subject": subject.name,
         "path": subject.path,
         "fingerprint": subject.fingerprint,
-        "commit": code_commit(),
+        "commit": current_commit(),
         "trained_commit": subject.trained_commit,
         "configuration": {
             "policy": view.policy,
@@ -183,13 +183,3 @@ def hardware(subject: Subject) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def code_commit() -> str:
-    """Commit of the code that runs, with `-dirty` where files differ; "unknown" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

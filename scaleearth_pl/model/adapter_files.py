@@ -175,3 +175,17 @@ def check_same(file: Path, name: str, ours: object, theirs: object) -> None:
             value=theirs,
             remedy="build the model with the settings in scaleearth.json",
         )
+
+
+def base_hash(source: Path | str) -> str:
+    """SHA-256 over the names and bytes of a local folder's weight files; "hub" for a name."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -11,7 +11,6 @@ What the folder names is looked for in this order, and what is found is checked,
   `preprocessor_config.json`. It decides what a GSD means to the gate, through the size of the pixels seen.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import yaml
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
 from scaleearth_pl.data.processor import GsdText, Processor
 from scaleearth_pl.data.tokenizer import load_tokenizer
-from scaleearth_pl.model.adapter_files import read_json
+from scaleearth_pl.model.adapter_files import base_hash, read_json
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterFolder, AdapterMeta, apply_adapter, load_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.scaleearth import ScaleEarth
@@ -159,7 +158,7 @@ def find_base(adapter_path: Path, meta: AdapterMeta) -> str:
         return meta.base_path  # a hub name, or a folder whose absence `build_backbone` reports
     if meta.base_hash == "hub":
         return str(existing[0])
-    return str(next((path for path in existing if weights_hash(path) == meta.base_hash), existing[0]))
+    return str(next((path for path in existing if base_hash(path) == meta.base_hash), existing[0]))
 
 
 def _base_candidates(adapter_path: Path, recorded: str) -> Iterator[Path]:
@@ -171,20 +170,9 @@ def _base_candidates(adapter_path: Path, recorded: str) -> Iterator[Path]:
             yield from sorted(place.parent.parent.glob(f"*/{place.name}"))
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a folder's weight files, as stage 2 records it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_hash(source: str, meta: AdapterMeta, file: Path) -> None:
     origin = Path(source) / BASE_ORIGIN
-    found = read_json(origin)["weights_hash"] if origin.is_file() else weights_hash(Path(source))
+    found = read_json(origin)["weights_hash"] if origin.is_file() else base_hash(source)
     if meta.base_hash not in ("hub", found):
         raise CheckpointError(
             f"the adapter was trained on other weights ({meta.base_path}, hash {meta.base_hash[:12]})",

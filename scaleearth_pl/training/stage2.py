@@ -6,14 +6,15 @@ The total is L = L_VLM + lambda_eff * L_NLL. With the vision tower frozen and th
 the gate, the two losses share no trainable parameter: lambda_eff only scales SSE-U's own gradient, and is not tuned.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, apply_adapter, load_adapter, save_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
@@ -24,7 +25,6 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.memory import decide_checkpointing
 from scaleearth_pl.training.optim import OptimConfig
-from scaleearth_pl.training.provenance import current_commit
 from scaleearth_pl.training.sharding import average_gradients, shard_frozen
 
 
@@ -163,17 +163,3 @@ class Stage2(TreeTraining):
             commit=current_commit(),
             extra={"dtype": self.backbone_config.dtype, "steps": self.global_step},
         )
-
-
-def base_hash(source: str) -> str:
-    """SHA-256 over the names and bytes of a local folder's weight files; 'hub' for a name."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return "hub"
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

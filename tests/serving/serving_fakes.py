@@ -13,10 +13,10 @@ import yaml
 from fakes.runs import DATA, tiny_hf, tiny_model
 from PIL import Image
 
+from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, save_adapter
 from scaleearth_pl.model.gate import GateConfig
 from scaleearth_pl.model.gated_lora import AdapterConfig
-from scaleearth_pl.serving.loading import weights_hash
 
 UTM = "EPSG:32631"
 
@@ -54,7 +54,7 @@ def make_run(
         sse_u_dims=() if model.gsd_head is None else model.gsd_head.feature_dims,
         resolver=model.resolver.config,
         base_path=str(base),
-        base_hash=weights_hash(base),
+        base_hash=base_hash(base),
         quantisation=quantise,
         commit="abc",
         extra={"dtype": "float32", "steps": 3},

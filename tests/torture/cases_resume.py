@@ -170,8 +170,8 @@ def r6(bench: Bench) -> str:
 @case("R7", "hand-over from stage 1 to stage 2, killed in between")
 def r7(bench: Bench) -> str:
     """No half-written `hf/` is ever there; stage 2 starts from the folder that stage 1 ends in, once."""
+    from scaleearth_pl.model.adapter_files import base_hash
     from scaleearth_pl.model.adapter_io import load_adapter
-    from scaleearth_pl.training.stage2 import base_hash
 
     first, whole = bench.run("r7", stage="stage1", steps=3), bench.run("r7-whole", stage="stage1", steps=3)
     product = first.folder / "hf"

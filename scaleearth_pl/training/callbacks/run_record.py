@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.gsd import RANK_TIERS, log10_gsd, rank_tier_sizes
 from scaleearth_pl.training.base import TreeTraining
-from scaleearth_pl.training.provenance import current_commit
 
 GATE_SCALES_M = (0.1, 1.0, 10.0, 30.0)
 """GSDs at which the mean gate of each rank tier is recorded."""

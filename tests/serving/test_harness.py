@@ -1,0 +1,122 @@
+"""Harness plug-in: requests of one image share a pass, the GSD comes from the document, and nothing needs lmms-eval."""
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from serving_fakes import picture
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, manifest, one_image
+from scaleearth_pl.serving.harness_corpus import export_corpus
+
+HARNESS = Path(__file__).parents[2] / "experiments" / "harness"
+QUESTIONS = ("Are there roads of 3 metres?", "Forest?")
+
+
+def asked():
+    return [
+        HarnessRequest(image=picture(seed), text=f"<image>\n{text}", gsd_m=gsd_m)
+        for seed, gsd_m in ((1, 0.3), (1, 20.0), (2, None))
+        for text in QUESTIONS
+    ]
+
+
+def test_answers_are_those_of_asking_one_by_one(earth):
+    alone = [earth.ask(r.image, r.text.removeprefix("<image>\n"), gsd_m=r.gsd_m).text for r in asked()]
+    assert list(answer_requests(earth, asked(), policy=None, max_new_tokens=6)) == alone
+
+
+def test_neighbours_about_one_image_share_a_tree(earth, monkeypatch):
+    seen = []
+    run = earth.run
+    monkeypatch.setattr(earth, "run", lambda prepared, **kw: seen.extend(prepared) or run(prepared, **kw))
+    list(answer_requests(earth, asked(), policy=None, max_new_tokens=2))
+    assert [len(p.questions) for p in seen] == [2, 2, 2]
+
+
+def test_until_ends_an_answer(earth):
+    plain = next(answer_requests(earth, asked()[:1], policy=None, max_new_tokens=6))
+    stop = plain[2:4]
+    request = HarnessRequest(image=picture(1), text=QUESTIONS[0], gsd_m=0.3, until=(stop,))
+    assert next(answer_requests(earth, [request], policy=None, max_new_tokens=6)) == plain[: plain.find(stop)]
+
+
+def test_tasks_of_several_images_are_refused():
+    with pytest.raises(ConfigError, match="one image"):
+        one_image([picture(1), picture(2)], "task")
+    assert one_image([picture(1)], "task").size == (64, 64)
+
+
+@pytest.fixture
+def fake_lmms_eval(monkeypatch):
+    """The three names that the plug-in takes from lmms-eval, so that its own lines are tested without it."""
+    api, registry = types.ModuleType("lmms_eval.api.model"), types.ModuleType("lmms_eval.models.registry_v2")
+
+    class Lmms:
+        def __init__(self):
+            self.task_dict = {}
+
+    api.lmms, registry.ModelManifest = Lmms, lambda **fields: types.SimpleNamespace(**fields)
+    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "lmms_eval.api.model", api)
+    monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", registry)
+    yield
+    sys.modules.pop("scaleearth_pl.serving.harness_lmms", None)
+
+
+def test_the_class_of_the_manifest_answers_requests(fake_lmms_eval, fake_run, earth):
+    module, name = manifest().simple_class_path.rsplit(".", 1)
+    model = getattr(importlib.import_module(module), name)(model=str(fake_run), gsd_field="gsd_m", max_new_tokens=6)
+    documents = [{"gsd_m": 0.3, "image": picture(1)}, {"gsd_m": 20.0, "image": picture(1)}]
+    model.task_dict = {"task": {"test": documents}}
+    requests = [
+        types.SimpleNamespace(args=(text, {"max_new_tokens": 6}, lambda doc: [doc["image"]], i, "task", "test"))
+        for i, _ in enumerate(documents)
+        for text in QUESTIONS
+    ]
+    expected = [earth.ask(d["image"], text, gsd_m=d["gsd_m"]).text for d in documents for text in QUESTIONS]
+    assert model.generate_until(requests) == expected
+    with pytest.raises(ConfigError, match="not offered"):
+        model.loglikelihood(requests)
+
+
+def test_a_corpus_becomes_a_task(fake_corpus, tmp_path):
+    number = export_corpus(fake_corpus, tmp_path, split="test")
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert len(rows) == number > 0
+    for row in rows:
+        assert Image.open(tmp_path / row["image"]).size and row["question"] and row["answer"]
+        assert row["gsd_m"] is None or row["gsd_m"] > 0
+    with pytest.raises(ConfigError, match="no such samples"):
+        export_corpus(fake_corpus, tmp_path, split="test", source="nothing")
+
+
+@pytest.mark.parametrize("file", sorted(HARNESS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_task_files_name_functions_that_exist(file, tmp_path, monkeypatch):
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: ("function", loader.construct_scalar(node)))
+    spec = importlib.util.spec_from_file_location("rsvqa_task", HARNESS / "rsvqa_task.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task = yaml.load(file.read_text(), Loader)  # a subclass of the safe loader
+    names = [task["doc_to_visual"], task["process_results"], task["metric_list"][1]["aggregation"]]
+    functions = [getattr(module, name.removeprefix("rsvqa_task.")) for _, name in names]
+    assert (
+        task["doc_to_visual"][1].endswith(task["task"][-2:])
+        and task["task"][-2:] in task["dataset_kwargs"]["data_files"]["test"]
+    )
+    right = functions[1]({"answer": "Yes", "type": "presence"}, [" yes "])
+    wrong = functions[1]({"answer": "3", "type": "count"}, ["4"])
+    assert (right["overall_accuracy"], wrong["overall_accuracy"]) == (1.0, 0.0)
+    rows = [right["average_accuracy"]] * 3 + [wrong["average_accuracy"]]
+    assert functions[2](rows) == 0.5  # of types, where three quarters of the questions are right
