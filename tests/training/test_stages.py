@@ -29,7 +29,7 @@ def before(fake_corpus: Path) -> ScaleEarth:
     """Stage 2's model before its first step (SSE-U's start differs: it is drawn from the run's seed)."""
     config = BackboneConfig(quantise="nf4", source=str(tiny_hf(fake_corpus)))
     backbone = build_backbone(config, token_ids=make_data(fake_corpus).processor.token_ids)
-    return ScaleEarth(backbone=backbone, adapters=AdapterConfig(), head=GsdHeadConfig())
+    return ScaleEarth(backbone=backbone, adapters=AdapterConfig(), head=GsdHeadConfig(texture=True, depth=3))
 
 
 def trained(model: torch.nn.Module) -> set[str]:
