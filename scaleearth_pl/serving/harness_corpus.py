@@ -7,7 +7,7 @@ that the harness scores the very questions that `scaleearth evaluate` scores. A 
 
     {"image": "images/0000.png", "question": "...", "answer": "...", "type": "...", "gsd_m": 10.0}
 
-Images are written as they lie in the shard. The task files in `experiments/harness/` read this folder.
+Images are written as they lie in the shard. The task files in `harness_tasks/` read this folder.
 """
 
 import argparse

@@ -13,10 +13,11 @@ from PIL import Image
 from serving_fakes import picture
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.serving import harness_tasks
 from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, manifest, one_image
 from scaleearth_pl.serving.harness_corpus import export_corpus
 
-HARNESS = Path(__file__).parents[2] / "experiments" / "harness"
+HARNESS = Path(harness_tasks.__file__).parent
 QUESTIONS = ("Are there roads of 3 metres?", "Forest?")
 
 

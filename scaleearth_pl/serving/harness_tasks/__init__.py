@@ -1,0 +1,1 @@
+"""Task files for lmms-eval (`--include_path`); `experiments/harness/README.md` has the commands."""
