@@ -24,7 +24,7 @@ from bench.ours import LoraShape
 from bench.peers import quiet
 from bench.shapes import Bank, Shape, write_corpus
 from bench.timing import clock_name
-from scaleearth_pl.training.provenance import current_commit
+from scaleearth_pl.core.commit import current_commit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

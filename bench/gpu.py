@@ -27,13 +27,13 @@ from bench.ours import Contender, LoraShape, forward_backward, gradients, random
 from bench.peers import Peer, quiet
 from bench.shapes import Bank, Shape, write_corpus
 from bench.timing import interleave, rates, ratio
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import shape_config, tiny_config
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.model.shared_image import TREE_ATTENTION
 from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv, skip_unread_rows
-from scaleearth_pl.training.provenance import current_commit
 
 TERA_OPERATIONS = 790.0
 """Large bfloat16 products a second on H100 and H200, in 1e12 operations."""
@@ -163,7 +163,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lora = LoraShape(rank=arguments.rank)
-    results: dict[str, Any] = {"schema": "scaleearth-bench/1", "hardware": hardware(), "commit": current_commit()}
+    origin = {"hardware": hardware(), "commit": current_commit()}
+    results: dict[str, Any] = {"schema": "scaleearth-bench-gpu/1"} | origin
     results |= {"size": arguments.size, "rank": arguments.rank}
     with tempfile.TemporaryDirectory() as scratch, quiet():
         shape = Shape(questions=arguments.questions, visual_tokens=arguments.visual_tokens)
@@ -171,6 +172,9 @@ def main() -> None:
         results["bf16_error"] = bf16_errors(arguments.size, bank, lora, device)
         print(results["bf16_error"], flush=True)
         results["rows"] = speed(arguments.size, bank, lora, device, Path(scratch), arguments.rounds)
+        for row in results["rows"]:
+            error = results["bf16_error"]["baseline" if row["trainer"] == "T2" else "ours"]
+            row |= {"grad_rel_error": error} | origin
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for row in results["rows"]:

@@ -98,12 +98,16 @@ def test_peak_counts_what_is_held_at_once():
 
 
 def test_committed_results_make_a_report(tmp_path):
-    """Every result in the repository has the promised columns and can be drawn."""
+    """Every ladder in the repository has the promised columns; those of `make bench` can be drawn."""
     files = sorted((Path(report.__file__).parent / "results").glob("*.json"))
     promised = {"trainer", "k", "visual_tokens", "qas_per_second", "ratio_to_t2", "peak_bytes", "hardware", "commit"}
     for file in files:
         results = json.loads(file.read_text())
+        if not results.get("schema", "").startswith("scaleearth-bench"):
+            continue  # another tool's
         assert all(promised | {"grad_rel_error"} <= set(row) for row in results["rows"])
+        if results["schema"] != "scaleearth-bench/1":
+            continue  # a GPU's, which prints its own table
         assert "**ours, K = 100**" in report.markdown(results)
         report.draw(results, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
