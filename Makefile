@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export viewer serve dashboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -89,6 +89,12 @@ torture: setup  ## 28 faults as real processes with real signals; reports/tortur
 export: setup  ## the dequantised base, and adapters folded at 32 GSDs for PEFT and vLLM: exports/
 	$(BIN)/scaleearth export-base $(STAGE2)/latest --out exports/base
 	$(BIN)/scaleearth export $(STAGE2)/latest --grid 0.1:30:0.08dex --out exports/bank --base-name exports/base
+
+viewer: setup  ## a page with a GSD slider: answers and gates follow
+	$(BIN)/scaleearth viewer --model $(STAGE2)/latest --corpus $(ROOT) $(ARGS)
+
+serve: setup  ## OpenAI-compatible endpoint
+	$(BIN)/scaleearth serve --model $(STAGE2)/latest $(ARGS)
 
 dashboard: setup  ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir runs

@@ -17,7 +17,7 @@ from scaleearth_pl.serving.server_images import image_from_url
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits
 
 HOST_THREADS = 4
-"""Images decoded at the same time: more would only take the engine's cores."""
+"""Requests checked at the same time (JSON, base64, resizing, tokens): more would only take the engine's cores."""
 
 
 @dataclass(kw_only=True, eq=False)

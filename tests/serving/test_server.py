@@ -112,7 +112,7 @@ def test_max_tokens_cuts_as_a_short_run_would_even_beside_longer_neighbours(runn
 
 def test_requests_of_different_gsds_share_a_pass_and_keep_their_answers(earth):
     gsds = [0.05, 0.3, 1.0, 4.0, 20.0, 300.0] * 2
-    with serving(earth, max_wait_s=0.5, max_batch=12) as running, ThreadPoolExecutor(12) as pool:
+    with serving(earth, max_wait_s=3.0, max_batch=12) as running, ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda m: running.post(chat(gsd_m=m))[2], gsds))
         text = running.send("GET", "/metrics")[2].decode()
     for gsd_m, reply in zip(gsds, replies, strict=True):
@@ -155,7 +155,7 @@ def test_a_broken_pass_fails_alone(earth, monkeypatch):
         return run(prepared, **kwargs)
 
     monkeypatch.setattr(earth, "run", fragile)
-    with serving(earth, max_wait_s=0.3, max_batch=3) as running, ThreadPoolExecutor(3) as pool:
+    with serving(earth, max_wait_s=3.0, max_batch=3) as running, ThreadPoolExecutor(3) as pool:
         replies = list(pool.map(lambda text: running.post(chat(text)), ("Forest?", "poison", "Water?")))
         assert running.service.accepted == 0
     assert [status for status, _, _ in replies] == [200, 500, 200]

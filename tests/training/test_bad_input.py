@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         ("model.init_args.optim.lr", "-1", ("ConfigError", "optim.lr", "-1")),
         ("data.root", "/no/such/corpus", ("IndexSchemaError", "/no/such/corpus", "scaleearth prepare")),
         ("data.tokenizer", "/no/such/tokenizer", ("ConfigError", "/no/such/tokenizer", "tokenizer.json")),
-        ("data.micro_token_budget", "50", ("ConfigError", "micro_token_budget", "50", "max_branches")),
+        ("data.micro_token_budget", "50", ("ConfigError", "micro_token_budget", "50", "max_branch")),
         ("trainer.max_steps", "-1", ("ConfigError", "trainer.max_steps", "set max_steps")),
     ],
 )
