@@ -1,7 +1,9 @@
-"""One sample = one image with all its questions: the JSON beside every image in a shard.
+"""One sample = one image with all its questions: the JSON beside every image in a shard. (Or several images: a pair.)
 
 The schema is the contract between `prepare` (writes), `data` (reads) and anyone else's WebDataset tools. Fields that
-do not apply are null; unknown fields are refused, so that a typing error cannot silently drop supervision.
+do not apply are null; unknown fields are refused, so that a typing error cannot silently drop supervision. `n_images`
+is written only where it is not 1: samples of one image are the bytes that they always were, and a version that knows of
+no pairs refuses one by that field, instead of showing half of it.
 """
 
 import json
@@ -12,6 +14,9 @@ from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.core.gsd import Provenance, Tier, check_gsd_m
 
 SAMPLE_SCHEMA = "scaleearth-sample/1"
+
+MAX_IMAGES = 8
+"""Images of one sample at most: a change pair has two, a short time series a few more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,8 @@ class Question:
 class Sample:
     """An image's metadata and questions. Sizes in pixels, GSD in metres per pixel of the file, sigma in decades.
 
+    Several images (`n_images`) are in order of time and all of this size and GSD, since the questions are about the same
+    ground; what was taken at two GSDs is to be resampled first, or is no pair.
     `place_id` groups images of one place (intervals resample places); `region_id` groups places for the split.
     `factors` holds ground truth for probes, each of texture, geometry and semantic factors to a number.
     """
@@ -74,6 +81,7 @@ class Sample:
     licence: str | None = None
     class_label: str | None = None
     factors: dict[str, dict[str, float]] | None = None
+    n_images: int = 1
     schema: str = field(default=SAMPLE_SCHEMA)
 
     def __post_init__(self) -> None:
@@ -96,6 +104,8 @@ class Sample:
             raise SampleError("imprecise GSD needs its sigma in decades", field="gsd_sigma_log10", value=None)
         if (self.tier is Tier.UNKNOWN) != (self.gsd_m_native is None):
             raise SampleError("tier does not fit the GSD", field="tier", value=str(self.tier))
+        if type(self.n_images) is not int or not 1 <= self.n_images <= MAX_IMAGES:
+            raise SampleError(f"a sample has 1 to {MAX_IMAGES} images", field="n_images", value=self.n_images)
         if not self.qas:
             raise SampleError("empty question list", field="qas", value=self.image_id)
 
@@ -127,6 +137,8 @@ class Sample:
         """The same sample as canonical JSON: sorted keys, no spaces, so that equal samples are equal bytes."""
         row = {**vars(self), "qas": [vars(question) for question in self.qas]}
         row["class"] = row.pop("class_label")
+        if self.n_images == 1:
+            del row["n_images"]
         return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -7,6 +7,7 @@ pixel is decoded; only the format that the extension promises is tried, so a ren
 
 import io
 import warnings
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,6 +20,20 @@ MAX_IMAGE_PIXELS = 50_000_000
 """Cap of one image, about 150 MB of RGB in a worker; larger scenes are tiled by `prepare`."""
 
 _EIGHT_BIT_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image member as it lies in a shard; `size` is the (width, height) promised, `where` names it in messages."""
+
+    data: bytes
+    ext: str
+    size: tuple[int, int]
+    where: str
+
+    def rgb(self) -> Image.Image:
+        """Its pixels; raises as `decode_rgb`."""
+        return decode_rgb(self.data, self.ext, size=self.size, where=self.where)
 
 
 def image_size(data: bytes, ext: str, *, where: str) -> tuple[int, int]:

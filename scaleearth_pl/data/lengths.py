@@ -78,7 +78,7 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
         try:
             sample = reader.read_sample(row)
             tokens = [processor.branch(qa) for qa in sample.qas]
-            prefixes.append(processor.prefix_length(sample.width, sample.height))
+            prefixes.append(processor.prefix_length(sample.width, sample.height, sample.n_images))
         except (SampleError, GsdError) as error:
             rejected.append((row, str(error)))
             continue

@@ -191,9 +191,9 @@ class Processor:
         blocks = [id_ for n in n_image_tokens for id_ in (start, *[self.image_token_id] * n, end)]
         return (*self._start, *blocks, *self._text.encode(gsd_prompt(gsd_m, self.gsd_text)))
 
-    def prefix_length(self, width: int, height: int) -> int:
-        """Length of the prefix of one image of this native size, without GSD text."""
-        return len(self._start) + 2 + self.n_image_tokens(width, height)
+    def prefix_length(self, width: int, height: int, n_images: int = 1) -> int:
+        """Length of the prefix of images of this native size, without GSD text."""
+        return len(self._start) + n_images * (2 + self.n_image_tokens(width, height))
 
     def prompt(
         self,

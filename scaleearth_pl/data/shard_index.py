@@ -5,12 +5,15 @@ sizes and CRC-32 of its image and of its JSON. It knows nothing of tokenizers or
 sidecar (`lengths.py`), so that changing the model does not touch the corpus.
 
     data_shards/<corpus>/index.json
-    data_shards/<corpus>/<split>/<tier>/00000.tar   {key}.json {key}.jpg|jpeg|png|tif|tiff|webp
+    data_shards/<corpus>/<split>/<tier>/00000.tar   {key}.json {key}.jpg|jpeg|png|tif|tiff|webp [{key}.1.jpg ...]
+
+The second image of a sample is `{key}.1.<ext>` and so on, which WebDataset reads as one more field of the sample. Only a
+shard that holds such a sample has a column `later`: for each row, [ext, offset, size, crc32] of its further images.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import IndexSchemaError, ShardError
 from scaleearth_pl.core.gsd import Tier, TierBoundaries
+from scaleearth_pl.core.sample import MAX_IMAGES
 from scaleearth_pl.data.images import IMAGE_FORMATS
 
 INDEX_SCHEMA = "scaleearth-index/1"
@@ -35,6 +39,7 @@ NUMBER_COLUMNS = (
     "width",
     "height",
 )
+LATER_COLUMN = "later"
 MAX_MEMBER_BYTES = 256 * 2**20
 """Cap of one member: nothing that we write comes near it, a hostile index might ask for more."""
 
@@ -52,9 +57,22 @@ class ShardRecord:
     stop: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaterImage:
+    """Where the second (third, ...) image of a sample lies in its shard."""
+
+    ext: str
+    offset: int
+    size: int
+    crc32: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardIndex:
-    """All samples of a corpus as columns; a *row* is an image. `hash` identifies the index's own bytes."""
+    """All samples of a corpus as columns; a *row* is a sample. `hash` identifies the index's own bytes.
+
+    The columns describe each sample's first image; `later` has the rows of several images only.
+    """
 
     root: Path
     corpus: str
@@ -65,6 +83,7 @@ class ShardIndex:
     text: dict[str, tuple[str, ...]]
     number: dict[str, NDArray[np.int64]]
     shard_of_row: NDArray[np.int64]
+    later: dict[int, tuple[LaterImage, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.shard_of_row)
@@ -126,6 +145,12 @@ class ShardIndex:
             text={name: tuple(x for s in samples for x in s[name]) for name in TEXT_COLUMNS},
             number={n: np.array([x for s in samples for x in s[n]], dtype=np.int64) for n in NUMBER_COLUMNS},
             shard_of_row=np.repeat(np.arange(len(shards)), rows_of_shard),
+            later={
+                shard.start + k: tuple(_later_image(*image) for image in images)
+                for shard, columns in zip(shards, samples, strict=True)
+                for k, images in enumerate(columns.get(LATER_COLUMN, ()))
+                if images
+            },
         )
 
     @property
@@ -186,17 +211,25 @@ def check_size(path: Path, n_bytes: int | None, record: ShardRecord) -> None:
 
 def _check_columns(root: Path, entry: dict[str, Any]) -> int:
     samples, path = entry["samples"], root / INDEX_NAME
-    lengths = {name: len(samples[name]) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    optional = (LATER_COLUMN,) if LATER_COLUMN in samples else ()
+    lengths = {name: len(samples[name]) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, *optional)}
     if len(set(lengths.values())) != 1:
         raise IndexSchemaError("columns of a shard differ in length", file=path, field=entry["file"], value=lengths)
-    for ext in set(samples["ext"]) - set(IMAGE_FORMATS):
+    later = [_later_image(*image) for images in samples.get(LATER_COLUMN, ()) for image in images]
+    for ext in {*samples["ext"], *(image.ext for image in later)} - set(IMAGE_FORMATS):
         raise IndexSchemaError("image extension is not allowed", file=path, field="ext", value=ext)
-    sizes = [*samples["image_size"], *samples["json_size"]]
+    if (most := max(map(len, samples.get(LATER_COLUMN, ())), default=0)) >= MAX_IMAGES:
+        raise IndexSchemaError("too many images in a sample", file=path, field=entry["file"], value=1 + most)
+    sizes = [*samples["image_size"], *samples["json_size"], *(image.size for image in later)]
     if sizes and (min(sizes) <= 0 or max(sizes) > MAX_MEMBER_BYTES):
         raise IndexSchemaError(
             "member size is impossible", file=path, field=entry["file"], value=(min(sizes), max(sizes))
         )
     return lengths["key"]
+
+
+def _later_image(ext: str, offset: int, size: int, crc32: int) -> LaterImage:
+    return LaterImage(ext=ext, offset=int(offset), size=int(size), crc32=int(crc32))
 
 
 def _plain_file(root: Path, name: str) -> str:

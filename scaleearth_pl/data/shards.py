@@ -14,6 +14,7 @@ from typing import Any
 
 from scaleearth_pl.core.errors import SampleError, ShardError
 from scaleearth_pl.core.sample import Sample
+from scaleearth_pl.data.images import StoredImage
 from scaleearth_pl.data.shard_index import ShardIndex, ShardRecord, check_size
 
 __all__ = ["ShardIndex", "ShardReader", "ShardRecord"]
@@ -30,14 +31,36 @@ class ShardReader:
         self._handles: dict[int, int] = {}
 
     def read(self, row: int) -> tuple[Sample, bytes]:
-        """The sample and its image bytes, both verified by size and CRC-32.
+        """The sample and its image bytes, for tools that know one image: a sample of several is a `SampleError`.
+
+        Raises:
+            ShardError, SampleError, GsdError: as `read_all`.
+        """
+        if row in self.index.later:
+            raise SampleError(
+                "sample of several images, where one is read",
+                file=self.index.where(row),
+                field="n_images",
+                value=1 + len(self.index.later[row]),
+                remedy="leave change pairs out here; training and evaluation take them",
+            )
+        return self.read_sample(row), self._member(row, "image")
+
+    def read_all(self, row: int) -> tuple[Sample, tuple[StoredImage, ...]]:
+        """The sample and all its images in order, every member verified by size and CRC-32.
 
         Raises:
             ShardError: the shard is missing or of another size than in the index.
             SampleError: a member's bytes are not those indexed, or its JSON is not a valid sample.
             GsdError: the sample's GSD is not a finite positive number.
         """
-        return self.read_sample(row), self._member(row, "image")
+        sample, where = self.read_sample(row), self.index.where(row)
+        size = (sample.width, sample.height)
+        images = [StoredImage(data=self._member(row, "image"), ext=self.index.text["ext"][row], size=size, where=where)]
+        for number, image in enumerate(self.index.later.get(row, ()), 1):
+            data = self._bytes(row, f"image {number}", image.offset, image.size, image.crc32)
+            images.append(StoredImage(data=data, ext=image.ext, size=size, where=f"{where}.{number}"))
+        return sample, tuple(images)
 
     def read_sample(self, row: int) -> Sample:
         """The sample alone, for passes that need no pixels."""
@@ -49,6 +72,7 @@ class ShardReader:
             "width": int(index.number["width"][row]),
             "height": int(index.number["height"][row]),
             "tier": tier,
+            "n_images": 1 + len(index.later.get(row, ())),
         }
         for name, value in expected.items():
             if getattr(sample, name) != value:
@@ -65,13 +89,16 @@ class ShardReader:
             os.close(self._handles.popitem()[1])
 
     def _member(self, row: int, kind: str) -> bytes:
-        index = self.index
-        offset, size, crc32 = (int(index.number[f"{kind}_{what}"][row]) for what in ("offset", "size", "crc32"))
-        data = os.pread(self._handle(int(index.shard_of_row[row])), size, offset)
+        return self._bytes(
+            row, kind, *(int(self.index.number[f"{kind}_{what}"][row]) for what in ("offset", "size", "crc32"))
+        )
+
+    def _bytes(self, row: int, kind: str, offset: int, size: int, crc32: int) -> bytes:
+        data = os.pread(self._handle(int(self.index.shard_of_row[row])), size, offset)
         if len(data) != size or zlib.crc32(data) != crc32:
             raise SampleError(
                 f"{kind} member is cut or altered",
-                file=index.where(row),
+                file=self.index.where(row),
                 field="crc32",
                 value=f"{len(data)} of {size} bytes",
                 remedy="restore the shard, or run `scaleearth index` if the change was meant",

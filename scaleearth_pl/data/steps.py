@@ -3,7 +3,8 @@
     schedule (who reads what)  ->  StepDataset[global_step]  ->  StepBatch of this rank
 
 One item is everything this rank does in one optimizer step, so the DataLoader's workers only change when it is made,
-never what it is. An image is read and decoded once per step even where it was split into several trees.
+never what it is. An image is read and decoded once per step even where it was split into several trees. A sample of
+several images is one tree of them; where one of them is bad, the sample is.
 
 A rank without work, a micro-batch that only evens out the ranks, and one whose samples were all quarantined run a
 *weightless* copy of another tree: same collectives, nothing supervised, no question counted.
@@ -22,7 +23,6 @@ from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import GsdError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.collate import Tree, collate, encode_tree
-from scaleearth_pl.data.images import decode_rgb
 from scaleearth_pl.data.packing import MicroBatches, fill, pack_step, padded_positions
 from scaleearth_pl.data.plan import Items, TrainPlan
 from scaleearth_pl.data.processor import ProcessedImage, Processor
@@ -131,7 +131,7 @@ class StepDataset(Dataset[StepBatch]):
     def __getitem__(self, step: int) -> StepBatch:
         epoch = step // self.schedule.steps_per_epoch
         planned = self.schedule.micro_batches(step, self.rank)
-        decoded: dict[int, tuple[Sample, ProcessedImage] | None] = {}
+        decoded: dict[int, tuple[Sample, tuple[ProcessedImage, ...]] | None] = {}
         read = [[self._tree(item, epoch, decoded) for item in micro] for micro in planned]
         trees = [[tree for tree in micro if tree is not None] for micro in read]
         spares = [] if all(trees) else [self._spare(step, epoch, trees, decoded)]
@@ -157,7 +157,7 @@ class StepDataset(Dataset[StepBatch]):
         step: int,
         epoch: int,
         trees: list[list[Tree]],
-        decoded: dict[int, tuple[Sample, ProcessedImage] | None],
+        decoded: dict[int, tuple[Sample, tuple[ProcessedImage, ...]] | None],
     ) -> Tree:
         own = min(chain(*trees), key=lambda tree: tree.n_tokens, default=None)
         candidates = (self._tree(item, epoch, decoded) for item in self.schedule.spares(step))
@@ -166,7 +166,9 @@ class StepDataset(Dataset[StepBatch]):
             raise QuarantineLimitError("no readable image is left", file=self.index.root, remedy="rebuild the corpus")
         return spare
 
-    def _tree(self, item: int, epoch: int, decoded: dict[int, tuple[Sample, ProcessedImage] | None]) -> Tree | None:
+    def _tree(
+        self, item: int, epoch: int, decoded: dict[int, tuple[Sample, tuple[ProcessedImage, ...]] | None]
+    ) -> Tree | None:
         row = int(self.items.row_N[item])
         try:
             if row not in decoded:
@@ -176,10 +178,10 @@ class StepDataset(Dataset[StepBatch]):
             found = decoded[row]
             if found is None:
                 return None
-            sample, image = found
+            sample, images = found
             return encode_tree(
                 sample,
-                [image],
+                images,
                 [sample.qas[q] for q in self.items.questions(item)],
                 self.processor,
                 boundaries=self.index.boundaries,
@@ -191,11 +193,9 @@ class StepDataset(Dataset[StepBatch]):
             self.quarantine.bad(row, self.index.where(row), error)
             return None
 
-    def _read(self, row: int) -> tuple[Sample, ProcessedImage]:
-        sample, data = self._reader.read(row)
-        size = (sample.width, sample.height)
-        image = decode_rgb(data, self.index.text["ext"][row], size=size, where=self.index.where(row))
-        return sample, self.processor.image(image)
+    def _read(self, row: int) -> tuple[Sample, tuple[ProcessedImage, ...]]:
+        sample, stored = self._reader.read_all(row)
+        return sample, tuple(self.processor.image(image.rgb()) for image in stored)
 
 
 class StepSampler(DistributedSampler[int]):

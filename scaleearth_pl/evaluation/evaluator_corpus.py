@@ -3,8 +3,8 @@
 Read in index order, one image at a time, verified as in training. A sample that cannot be read is counted with its
 reason and left out; an image with no question of the wanted sources is passed over.
 
-The guard compares image bytes (CRC-32, size, width and height of every member): an evaluated image that is byte for
-byte one of the images trained on is a leak, in whichever split it is filed. Near duplicates are the business of the
+The guard compares image bytes (CRC-32, size, width and height of every member): an evaluated sample with an image that
+is byte for byte one of the images trained on is a leak, in whichever split it is filed. Near duplicates are the business of the
 corpus builder (perceptual hashes); this guard costs nothing and runs every time.
 """
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Question, Sample
-from scaleearth_pl.data.images import decode_rgb
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.evaluator_engine import Asked
 from scaleearth_pl.evaluation.evaluator_model import Subject
@@ -77,9 +76,9 @@ class CorpusSplit:
         seen: set[tuple[int, ...]] = set()
         for index in (self.index, *trained_on):
             splits = tuple(s for s in TRAINED_SPLITS if s in index.splits)
-            seen |= set(_fingerprints(index, index.rows(splits)))
+            seen.update(*_fingerprints(index, index.rows(splits)))
         ours = zip(self.rows.tolist(), _fingerprints(self.index, self.rows), strict=True)
-        return [self.index.text["image_id"][row] for row, print_ in ours if print_ in seen]
+        return [self.index.text["image_id"][row] for row, prints in ours if not seen.isdisjoint(prints)]
 
     def refuse_leaks(self, *trained_on: "ShardIndex") -> None:
         """`ConfigError` names the first leaked image."""
@@ -109,20 +108,24 @@ class CorpusSplit:
     def _read(self, reader: ShardReader, row: int, subject: Subject) -> Asked | None:
         where = self.index.where(row)
         try:
-            sample, data = reader.read(row)
+            sample, stored = reader.read_all(row)
             questions = self._wanted(sample)
             if not questions:
                 return None
-            size = (sample.width, sample.height)
-            image = subject.processor.image(decode_rgb(data, self.index.text["ext"][row], size=size, where=where))
+            images = tuple(subject.processor.image(image.rgb()) for image in stored)
         except (SampleError, GsdError) as error:
             self.bad[where] = str(error)
             return None
-        return Asked(sample=sample, images=(image,), questions=questions)
+        return Asked(sample=sample, images=images, questions=questions)
 
     def _wanted(self, sample: Sample) -> tuple[Question, ...]:
         return tuple(q for q in sample.qas if self.types is None or q.type in self.types)
 
 
-def _fingerprints(index: ShardIndex, rows: NDArray[np.int64]) -> Sequence[tuple[int, ...]]:
-    return list(zip(*(index.number[name][rows].tolist() for name in _BYTES), strict=True))
+def _fingerprints(index: ShardIndex, rows: NDArray[np.int64]) -> Sequence[list[tuple[int, ...]]]:
+    """For each row, the prints of its images."""
+    first = zip(*(index.number[name][rows].tolist() for name in _BYTES), strict=True)
+    return [
+        [one, *((image.crc32, image.size, *one[2:]) for image in index.later.get(row, ()))]
+        for row, one in zip(rows.tolist(), first, strict=True)
+    ]

@@ -66,8 +66,7 @@ class GenerateConfig:
 
 def plan_size(config: GenerateConfig) -> int:
     """Requests at most: small images and those of unknown GSD have fewer."""
-    n_images = len(ShardIndex.load(config.corpus).rows(config.splits)[: config.limit])
-    return n_images * len(config.families) * (1 + len(config.coarsen))
+    return len(_rows(ShardIndex.load(config.corpus), config)) * len(config.families) * (1 + len(config.coarsen))
 
 
 def plan(config: GenerateConfig, chat: ChatConfig) -> Iterator[Job]:
@@ -81,7 +80,7 @@ def plan(config: GenerateConfig, chat: ChatConfig) -> Iterator[Job]:
     """
     index = ShardIndex.load(config.corpus)
     reader = ShardReader(index)
-    for row in index.rows(config.splits)[: config.limit].tolist():
+    for row in _rows(index, config):
         try:
             sample, data = reader.read(row)
         except (SampleError, GsdError) as error:
@@ -89,6 +88,11 @@ def plan(config: GenerateConfig, chat: ChatConfig) -> Iterator[Job]:
             yield broken_job(facts, error)
             continue
         yield from _jobs_of(sample, data, index, row, config, chat)
+
+
+def _rows(index: ShardIndex, config: GenerateConfig) -> list[int]:
+    """Rows to ask about: samples of one image, as the prompts have it; change pairs keep their own questions."""
+    return [row for row in index.rows(config.splits).tolist() if row not in index.later][: config.limit]
 
 
 def _jobs_of(

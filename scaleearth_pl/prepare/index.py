@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections import defaultdict
@@ -27,6 +28,7 @@ from scaleearth_pl.data.images import IMAGE_FORMATS, image_size
 from scaleearth_pl.data.shard_index import (
     INDEX_NAME,
     INDEX_SCHEMA,
+    LATER_COLUMN,
     MAX_MEMBER_BYTES,
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
@@ -81,10 +83,13 @@ def scan_shard(path: Path, root: Path, scan: Scan, *, boundaries: TierBoundaries
             continue
         scan.image_ids.add(sample.image_id)
         group = columns.setdefault(
-            (sample.split, str(sample.tier)), {name: [] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+            (sample.split, str(sample.tier)), {name: [] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS, LATER_COLUMN)}
         )
         for name, values in group.items():
             values.append(row[name])
+    for group in columns.values():
+        if not any(group[LATER_COLUMN]):  # shards of single images are indexed as they always were
+            del group[LATER_COLUMN]
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     common = {"file": file, "bytes": path.stat().st_size, "sha256": digest}
@@ -121,13 +126,24 @@ def _split_name(name: str) -> tuple[str, str, str]:
 def _refuse(info: tarfile.TarInfo, key: str, ext: str, groups: dict[str, dict[str, _Member]]) -> str:
     if not info.isreg():
         return "not a plain file"
-    if ext not in ("json", *IMAGE_FORMATS):
+    if ext != "json" and _image_of(ext) is None:
         return f"extension {ext!r} is not allowed"
     if key.startswith("/") or ".." in key.split("/"):
         return "key points outside the corpus"
     if not 0 < info.size <= MAX_MEMBER_BYTES:
         return f"member of {info.size} bytes"
     return "duplicate key" if ext in groups[key] else ""
+
+
+def image_member(number: int, ext: str) -> str:
+    """What follows the key in the name of a sample's image `number`: "png", then "1.png" and so on."""
+    return f"{number}.{ext}" if number else ext
+
+
+def _image_of(name: str) -> tuple[int, str] | None:
+    """(number, extension) of an image member, the inverse of `image_member`; None for any other name."""
+    found = re.fullmatch(r"(?:([1-9])\.)?([a-z]+)", name)
+    return (int(found[1] or 0), found[2]) if found and found[2] in IMAGE_FORMATS else None
 
 
 def _check_end(path: Path, offset: int) -> None:
@@ -142,16 +158,26 @@ def _check_end(path: Path, offset: int) -> None:
 def _row(
     where: str, key: str, members: dict[str, _Member], boundaries: TierBoundaries
 ) -> tuple[Sample, dict[str, Any]]:
-    images = [ext for ext in members if ext != "json"]
-    if "json" not in members or len(images) != 1:
-        raise SampleError("a sample is one .json and one image", file=where, field="members", value=sorted(members))
-    text, image, ext = members["json"], members[images[0]], images[0]
+    images = sorted((*found, name) for name in members if (found := _image_of(name)))
+    if "json" not in members or not images or [number for number, *_ in images] != list(range(len(images))):
+        raise SampleError(
+            "a sample is one .json and one image, or images that are numbered on",
+            file=where,
+            field="members",
+            value=sorted(members),
+        )
+    text, ext, image = members["json"], images[0][1], members[images[0][2]]
     sample = Sample.from_json(text.data)
+    if sample.n_images != len(images):
+        raise SampleError("not as many images as its JSON says", file=where, field="n_images", value=len(images))
     if boundaries.tier_of(sample.gsd_m_native) is not sample.tier:
         raise SampleError("GSD lies outside the stated tier", file=where, field="tier", value=str(sample.tier))
-    size = image_size(image.data, ext, where=where)
-    if size != (sample.width, sample.height):
-        raise SampleError("image is of another size than its JSON says", file=where, field="width, height", value=size)
+    for _, format_, name in images:
+        size = image_size(members[name].data, format_, where=where)
+        if size != (sample.width, sample.height):
+            raise SampleError(
+                "image is of another size than its JSON says", file=where, field="width, height", value=size
+            )
     return sample, {
         "key": key,
         "image_id": sample.image_id,
@@ -164,8 +190,12 @@ def _row(
         "json_size": len(text.data),
         "json_crc32": zlib.crc32(text.data),
         "n_questions": len(sample.qas),
-        "width": size[0],
-        "height": size[1],
+        "width": sample.width,
+        "height": sample.height,
+        LATER_COLUMN: [
+            (format_, members[name].offset, len(members[name].data), zlib.crc32(members[name].data))
+            for _, format_, name in images[1:]
+        ],
     }
 
 

@@ -87,7 +87,7 @@ def coverage(leaks: Iterable[Match], other: Prints) -> Iterator[dict[str, Any]]:
     found: dict[str, set[str]] = {split: set() for split in other.split}
     for leak in leaks:
         found[leak.other_split].add(leak.other_image_id)
-    images = Counter(other.split)
+    images = Counter(split for _, split in set(zip(other.image_id, other.split, strict=True)))
     for split in sorted(images):
         share = len(found[split]) / images[split]
         note = "training holds none of this split"

@@ -22,8 +22,9 @@ from typing import Any
 from rich.console import Console
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError, ScaleEarthError
+from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
-from scaleearth_pl.data.images import decode_rgb
+from scaleearth_pl.data.images import StoredImage
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.agreement import ALL_AXES, verdicts_of
 from scaleearth_pl.prepare.filter import in_order
@@ -33,6 +34,9 @@ from scaleearth_pl.prepare.write import ShardWriter
 
 Questions = dict[str, dict[int, list[Question]]]
 """Image id to factor of area averaging to generated questions."""
+
+Written = tuple[Sample, bytes, str, tuple[tuple[bytes, str], ...]]
+"""What `ShardWriter.write` takes: sample, image, extension, and the further images of a pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +82,8 @@ def read_questions(config: MergeConfig) -> Questions:
     return found
 
 
-def merged(
-    index: ShardIndex, questions: Questions, *, keep_own: bool, report: MergeReport
-) -> Iterator[tuple[Sample, bytes, str]]:
-    """(sample, image bytes, extension) of the new corpus, in index order, finest view first.
+def merged(index: ShardIndex, questions: Questions, *, keep_own: bool, report: MergeReport) -> Iterator[Written]:
+    """The samples of the new corpus, in index order, finest view first; change pairs go through as they are.
 
     Raises:
         ConfigError: a question belongs to an image that the corpus does not hold.
@@ -96,7 +98,7 @@ def merged(
         if not of_image and not keep_own:
             continue
         try:
-            views = _views(index, row, *reader.read(row), of_image, keep_own)
+            views = _views(*reader.read_all(row), of_image, keep_own, index.boundaries)
         except (SampleError, GsdError) as error:
             report.unreadable.append(str(error))
             continue
@@ -121,8 +123,8 @@ def merge(config: MergeConfig, out: Path, *, overwrite: bool = False) -> MergeRe
         content_hash=hashlib.sha256(text.encode()).hexdigest(),
         overwrite=overwrite,
     ) as writer:
-        for sample, data, ext in merged(index, questions, keep_own=config.keep_own, report=report):
-            writer.write(sample, data, ext)
+        for sample, data, ext, later in merged(index, questions, keep_own=config.keep_own, report=report):
+            writer.write(sample, data, ext, later=later)
         if len(report.unreadable) > config.max_bad_share * len(index):
             raise QuarantineLimitError(
                 f"{len(report.unreadable)} of {len(index)} images cannot be read, the first: {report.unreadable[0]}",
@@ -164,20 +166,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _views(
-    index: ShardIndex, row: int, sample: Sample, data: bytes, of_image: dict[int, list[Question]], keep_own: bool
-) -> list[tuple[Sample, bytes, str]]:
-    size, ext, where = (sample.width, sample.height), index.text["ext"][row], index.where(row)
-    decode_rgb(data, ext, size=size, where=where)
+    sample: Sample,
+    images: Sequence[StoredImage],
+    of_image: dict[int, list[Question]],
+    keep_own: bool,
+    boundaries: TierBoundaries,
+) -> list[Written]:
+    for image in images:
+        image.rgb()
+    data, ext, size, where = images[0].data, images[0].ext, images[0].size, images[0].where
+    later = tuple((image.data, image.ext) for image in images[1:])
+    if later and of_image:
+        raise SampleError("questions were generated for a sample of several images", file=where, field="n_images")
     place_id = sample.place_id or (sample.image_id if any(k > 1 for k in of_image) else None)
     qas = (*(sample.qas if keep_own else ()), *of_image.get(1, ()))
-    found = [(replace(sample, qas=qas, place_id=place_id), data, ext)] if qas else []
+    found = [(replace(sample, qas=qas, place_id=place_id), data, ext, later)] if qas else []
     for factor in sorted(set(of_image) - {1}):
-        view = view_of(sample, factor, index.boundaries)
+        view = view_of(sample, factor, boundaries)
         if view is None:
             raise SampleError("image is too small for this factor", file=where, field="factor", value=factor)
-        image = coarse_image(data, ext, size=size, factor=factor, where=where)
+        averaged = coarse_image(data, ext, size=size, factor=factor, where=where)
         coarse = replace(coarse_sample(sample, view, factor), qas=tuple(of_image[factor]))
-        found.append((coarse, image.data, image.ext))
+        found.append((coarse, averaged.data, averaged.ext, ()))
     return found
 
 

@@ -103,7 +103,7 @@ def import_part(config: PartConfig, out: Path, *, rank: int, tasks: int) -> Path
             entry = _entry(record, config, boundaries, tally, broken)
             if isinstance(entry, Imported):
                 try:
-                    writer.write(entry.sample, entry.image, entry.ext)
+                    writer.write(entry.sample, entry.image, entry.ext, later=entry.later)
                     tally.good(entry.sample, converted=bool(entry.notes))
                     continue
                 except SampleError as error:

@@ -23,7 +23,7 @@ FOLDER_SPLIT = "images"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prints:
-    """Fingerprints as columns; row k is `image_id[k]`, of `split[k]` and `place_id[k]`.
+    """Fingerprints as columns; row k is `image_id[k]`, of `split[k]` and `place_id[k]`; a pair has two rows of one id.
 
     `hashes` [n, 8, WORDS] as in `Fingerprint`, `thumbnail` [n, side, side]; `unreadable` says which image and why.
     """
@@ -99,7 +99,8 @@ def count_images(root: Path, splits: Sequence[str] | None = None) -> int:
     """Images that `read_prints` will look at, without decoding any."""
     if (root / INDEX_NAME).is_file():
         index = ShardIndex.load(root)
-        return len(index.rows(tuple(splits)) if splits is not None else index)
+        rows = index.rows(tuple(splits) if splits is not None else index.splits).tolist()
+        return len(rows) + sum(len(index.later.get(row, ())) for row in rows)
     return len(_image_files(root))
 
 
@@ -110,14 +111,13 @@ def _corpus_rows(root: Path, splits: Sequence[str] | None) -> Iterator[_Row]:
         k = int(row)
         image_id, split = index.text["image_id"][k], index.shards[int(index.shard_of_row[k])].split
         try:
-            sample, data = reader.read(k)
-            size = (sample.width, sample.height)
-            image = decode_rgb(data, index.text["ext"][k], size=size, where=index.where(k))
+            sample, images = reader.read_all(k)
+            found = [fingerprint(image.rgb()) for image in images]
         except (SampleError, GsdError) as error:
             yield _Row(image_id=image_id, split=split, place_id=image_id, found=str(error))
             continue
         place_id = sample.place_id or image_id
-        yield _Row(image_id=image_id, split=split, place_id=place_id, found=fingerprint(image))
+        yield from (_Row(image_id=image_id, split=split, place_id=place_id, found=one) for one in found)
     reader.close()
 
 

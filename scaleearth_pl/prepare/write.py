@@ -14,6 +14,7 @@ import hashlib
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import image_size
 from scaleearth_pl.data.shard_index import INDEX_NAME, ShardIndex
-from scaleearth_pl.prepare.index import Scan, scan_shard, write_index
+from scaleearth_pl.prepare.index import Scan, image_member, scan_shard, write_index
 
 DISK_RESERVE_BYTES = 64 * 2**20
 """Free space that writing never eats: checkpoints and logs live on the same disk."""
@@ -67,23 +68,26 @@ class ShardWriter:
         self._scan = Scan()
         self._clear(overwrite)
 
-    def write(self, sample: Sample, image_bytes: bytes, ext: str) -> None:
-        """Appends one image with all its questions.
+    def write(self, sample: Sample, image_bytes: bytes, ext: str, *, later: Sequence[tuple[bytes, str]] = ()) -> None:
+        """Appends one image, or the images of one tree, with all questions.
 
         Args:
             sample: metadata and questions; width and height are those of the image.
             image_bytes: the encoded file.
             ext: jpg, jpeg, png, tif, tiff or webp, without the dot.
+            later: (encoded file, ext) of the second image and those after it, of the first one's size.
 
         Raises:
             SampleError: image and metadata disagree, the tier does not fit, or the id was written before.
             DiskSpaceError: less than the reserve would be left.
         """
-        self._check(sample, image_bytes, ext)
+        images = ((image_bytes, ext), *later)
+        self._check(sample, images)
         text = sample.to_json().encode()
-        self._check_space(len(image_bytes) + len(text))
+        self._check_space(len(text) + sum(len(data) for data, _ in images))
         group = (sample.split, str(sample.tier))
-        record = {"__key__": self._key(sample.image_id), "json": text, ext: image_bytes}
+        record = {"__key__": self._key(sample.image_id), "json": text}
+        record |= {image_member(number, ext): data for number, (data, ext) in enumerate(images)}
         try:
             self._writer(group).write(record)
         except OSError as error:
@@ -135,7 +139,7 @@ class ShardWriter:
         except OSError as error:
             raise self._disk_error(error) from error
 
-    def _check(self, sample: Sample, image_bytes: bytes, ext: str) -> None:
+    def _check(self, sample: Sample, images: Sequence[tuple[bytes, str]]) -> None:
         where = f"{self.root}#{sample.image_id}"
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", sample.split):
             raise SampleError("split is not a plain name", file=where, field="split", value=sample.split)
@@ -148,9 +152,12 @@ class ShardWriter:
                 value=str(sample.tier),
                 remedy=f"{sample.gsd_m_native} m per pixel is tier {tier}",
             )
-        size = image_size(image_bytes, ext, where=where)
-        if size != (sample.width, sample.height):
-            raise SampleError("image is of another size than stated", file=where, field="width, height", value=size)
+        if sample.n_images != len(images):
+            raise SampleError("not as many images as stated", file=where, field="n_images", value=len(images))
+        for data, ext in images:
+            size = image_size(data, ext, where=where)
+            if size != (sample.width, sample.height):
+                raise SampleError("image is of another size than stated", file=where, field="width, height", value=size)
         if sample.image_id in self._ids:
             raise SampleError("image_id was written before", file=where, field="image_id", value=sample.image_id)
         self._ids.add(sample.image_id)

@@ -1,4 +1,4 @@
-"""Images of a corpus for the viewer: a few of every tier, with their questions and true answers."""
+"""Images of a corpus for the viewer: a few of every tier, with their questions and true answers; change pairs not."""
 
 import math
 from pathlib import Path
@@ -32,6 +32,7 @@ class CorpusImages:
             index = ShardIndex.load(root)
             reader = ShardReader(index)
             rows = [row for s in index.shards if s.split == split for row in range(s.start, s.stop)]
+            rows = [row for row in rows if row not in index.later]  # the page shows one image
             self._samples = [reader.read(row) for row in rows[:: max(1, len(rows) // count)][:count]]
             reader.close()
         self.rows = [self._row(number, sample) for number, (sample, _) in enumerate(self._samples)]

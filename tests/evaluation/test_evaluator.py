@@ -6,11 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fakes.corpus import fake_sample
+from fakes.pairs import make_pair_corpus
 from fakes.subjects import run_folder_of, tiny_subject
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
 from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.data.collate import collate, encode_tree
+from scaleearth_pl.data.images import image_size
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation import evaluator_run
 from scaleearth_pl.evaluation.evaluator import evaluate_corpus, gather, main, views_of
 from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
@@ -21,6 +25,7 @@ from scaleearth_pl.evaluation.evaluator_run import Decoding
 from scaleearth_pl.evaluation.evaluator_views import View, quarter_decade_grid, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
+from scaleearth_pl.prepare.write import ShardWriter
 
 METADATA = View(policy="metadata")
 
@@ -229,3 +234,20 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     (folder / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match="how large"):
         load_subject(folder)
+
+
+def test_a_pair_is_asked_as_one_tree_and_leaks_by_either_image(tmp_path):
+    root = tmp_path / "corpus"
+    images = make_pair_corpus(root)
+    subject = tiny_subject(root)
+    asked = {a.sample.image_id: a for a in CorpusSplit.open(root, "test").images(subject)}
+    assert {name: len(a.images) for name, a in asked.items()} == {"test-00000": 1, "test-00001": 2}
+    answers = run_views(subject, [*asked.values()], [METADATA])
+    assert answers.correct_VB.shape == (1, sum(len(a.questions) for a in asked.values()))
+    assert answers.batch.tree_of_image_I.tolist() == [0, 1, 1]
+    assert CorpusSplit.open(root, "test").leaked() == []
+    other = tmp_path / "trained"
+    with ShardWriter(other, corpus="other") as writer:
+        second = images["test-00001"][1]
+        writer.write(fake_sample(0, size=image_size(second, "jpg", where="test")), second, "jpg")
+    assert CorpusSplit.open(root, "test").leaked(ShardIndex.load(other)) == ["test-00001"]

@@ -160,7 +160,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
 def _write(writer: ShardWriter, entry: Imported) -> Imported | Rejected:
     sample = entry.sample
     try:
-        writer.write(sample, entry.image, entry.ext)
+        writer.write(sample, entry.image, entry.ext, later=entry.later)
     except SampleError as error:
         kind = "duplicate_id" if error.field == "image_id" else "bad_image"
         return Rejected(source=sample.source, item=sample.image_id, kind=kind, reason=str(error))

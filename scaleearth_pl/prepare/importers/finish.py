@@ -1,4 +1,4 @@
-"""One found image becomes a finished sample, or a reason why not: a pure function of the record and the files.
+"""One found image (or pair) becomes a finished sample, or a reason why not: a pure function of the record and the files.
 
     Found -> picture (decoded once) -> inject (the resolver chain) -> resize follows -> Sample
 
@@ -12,7 +12,7 @@ from scaleearth_pl.core.errors import GsdError, SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.geo.candidates import Resolution
-from scaleearth_pl.prepare.importers.picture import MAX_PIXELS, picture_of
+from scaleearth_pl.prepare.importers.picture import MAX_PIXELS, Picture, picture_of
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
 from scaleearth_pl.prepare.inject import inject, sample_fields
 
@@ -30,12 +30,10 @@ def finish(
     Returns:
         The sample and the resolution behind it (for the report), or the rejection and None.
     """
-    if found.later:
-        return _several(found), None
     if (problem := _text_problem(found)) is not None:
         return problem, None
     try:
-        picture = picture_of(found.image, max_pixels=max_pixels)
+        picture, *later = _pictures(found, max_pixels)
         resolution = inject(replace(found.evidence, size=found.evidence.size or picture.native_size))
         if picture.size != picture.native_size:
             resolution = resolution.resized(picture.native_size, picture.size)
@@ -44,8 +42,20 @@ def finish(
         return _rejected(found, "bad_gsd", error), None
     except SampleError as error:
         return _rejected(found, "bad_image", error), None
-    notes = (*found.notes, *picture.notes)
-    return Imported(sample=sample, image=picture.data, ext=picture.ext, notes=notes), resolution
+    notes = (*found.notes, *(note for one in (picture, *later) for note in one.notes))
+    more = tuple((one.data, one.ext) for one in later)
+    return Imported(sample=sample, image=picture.data, ext=picture.ext, later=more, notes=notes), resolution
+
+
+def _pictures(found: Found, max_pixels: int) -> list[Picture]:
+    """All images of the record; those of one tree have one size, and the GSD that the first one's evidence gives."""
+    pictures = [picture_of(ref, max_pixels=max_pixels) for ref in (found.image, *found.later)]
+    if len({(picture.native_size, picture.size) for picture in pictures}) > 1:
+        sizes = [picture.native_size for picture in pictures]
+        raise SampleError(
+            "images of one tree differ in size", file=str(found.image), field="width, height", value=sizes
+        )
+    return pictures
 
 
 def _sample(found: Found, resolution: Resolution, size: tuple[int, int], boundaries: TierBoundaries) -> Sample:
@@ -65,6 +75,7 @@ def _sample(found: Found, resolution: Resolution, size: tuple[int, int], boundar
         licence=found.licence,
         class_label=found.class_label,
         qas=found.qas,
+        n_images=1 + len(found.later),
         **resolved,
     )
 
@@ -82,8 +93,3 @@ def _text_problem(found: Found) -> Rejected | None:
 
 def _rejected(found: Found, kind: str, error: SampleError | GsdError) -> Rejected:
     return Rejected(source=found.source, item=found.image_id, kind=kind, reason=str(error))
-
-
-def _several(found: Found) -> Rejected:
-    reason = f"{1 + len(found.later)} images in one tree: a shard's sample holds one image member"
-    return Rejected(source=found.source, item=found.image_id, kind="several_images", reason=reason)

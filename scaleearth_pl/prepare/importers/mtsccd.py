@@ -2,9 +2,8 @@
 
 The publisher's folder layout could not be read, so the importer asks for little: an image's folder is its class, and
 folders above it may name a split (train, val, test) and a city. Official splits are by city: the city is the region.
-`pairs` is a CSV `t1,t2[,split][,answer]` of relative names. A pair is one tree with two images; its question asks
-whether the class changed (the folders tell, or `answer` does). Not yet: a shard's sample holds one image member, so `finish`
-refuses pairs (`several_images`) and the share of failures stops such an import.
+`pairs` is a CSV `t1,t2[,split][,answer]` of relative names. A pair is one tree with two images of one size and GSD (that
+of the first); its question asks whether the class changed (the folders tell, or `answer` does).
 """
 
 from collections.abc import Mapping

@@ -79,11 +79,15 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """One finished sample: what `ShardWriter.write(sample, image, ext)` takes. `image` is encoded and was decoded once."""
+    """One finished sample: what `ShardWriter.write(sample, image, ext, later=later)` takes.
+
+    `image` is encoded and was decoded once; so are the further images of a pair, `later`, of (bytes, extension).
+    """
 
     sample: Sample
     image: bytes
     ext: str
+    later: tuple[tuple[bytes, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +99,7 @@ class Rejected:
         source: name of the data set.
         item: image id, row or member.
         kind: short reason that is counted: missing_image, broken_json, duplicate_id, unsafe_path, bad_image,
-            bad_gsd, bad_row, bad_question, orphan_questions, no_questions, several_images.
+            bad_gsd, bad_row, bad_question, orphan_questions, no_questions.
         reason: the sentence for a person.
         count: items that it stands for.
     """
