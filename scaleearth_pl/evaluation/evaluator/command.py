@@ -24,6 +24,7 @@ from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish,
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
 
@@ -119,6 +120,7 @@ def views_of(policies: Iterable[str], spoof_grid_m: Sequence[float]) -> list[Vie
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     args = _parser().parse_args(argv)
+    silence_loading()
     try:
         rows = _evaluate_all(args)
     except ScaleEarthError as error:

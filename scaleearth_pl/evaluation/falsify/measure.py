@@ -33,6 +33,7 @@ from scaleearth_pl.evaluation.protocols.probes import probe
 from scaleearth_pl.evaluation.protocols.probes_figure import save_probe_figure
 from scaleearth_pl.evaluation.protocols.probes_read import read_units
 from scaleearth_pl.evaluation.protocols.referee import referee_views
+from scaleearth_pl.model.backbone import silence_loading
 
 What = Literal["policies", "spoof", "probes"]
 NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
@@ -104,6 +105,7 @@ def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int]
 def measure(task: Task) -> Path:
     """One task; returns the file that holds its result."""
     torch.set_num_threads(1)
+    silence_loading()
     subject = load_subject(task.run)
     limits = f"-{task.limit}" if task.limit else ""
     file = task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}"
