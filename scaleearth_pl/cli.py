@@ -24,7 +24,7 @@ OWN_COMMANDS = {
     "leakage": "scaleearth_pl.prepare.leakage",
     "summary": "scaleearth_pl.evaluation.summary",
     "compare": "scaleearth_pl.evaluation.compare",
-    "evaluate": "scaleearth_pl.evaluation.evaluator",
+    "evaluate": "scaleearth_pl.evaluation.evaluator.command",
     "falsify": "scaleearth_pl.evaluation.falsify.main",
     "ask": "scaleearth_pl.serving.ask",
     "export": "scaleearth_pl.serving.export",

@@ -22,7 +22,7 @@ from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.floors import Floors, compute_floors
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
 from scaleearth_pl.evaluation.predictions import RUN, Prediction, RunFolder, RunInfo, read_run, write_json
-from scaleearth_pl.evaluation.rsvqa_metric import score_rsvqa
+from scaleearth_pl.evaluation.rsvqa.metric import score_rsvqa
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue, sse_u_numbers
 from scaleearth_pl.evaluation.tables import console, summary_tables
 

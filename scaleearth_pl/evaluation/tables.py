@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scaleearth_pl.core.gsd import RANK_TIERS
-from scaleearth_pl.evaluation.rsvqa_metric import CAVEAT, SOURCES
+from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, SOURCES
 from scaleearth_pl.evaluation.sse_u import NUMBERS
 
 FLOORS = ("majority", "question_only", "question_gsd", "image_only")

@@ -17,6 +17,7 @@ vision tower without a word; hence `assert_quantisation` looks at the class of e
 loading, so it needs a folder: the tiny model must have been through stage 1.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import logging as transformers_logging
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, TargetModuleError
 from scaleearth_pl.core.tokens import TokenIds
@@ -43,6 +45,7 @@ __all__ = [
     "replace_patch_embed_conv",
     "save_backbone",
     "shape_config",
+    "silence_loading",
     "tiny_config",
 ]
 
@@ -81,6 +84,16 @@ class BackboneConfig:
             raise ConfigError("no backbone named", field="backbone.source", remedy="'tiny', a folder, or a hub name")
         if self.keep_dequantized and self.quantise != "nf4":
             raise ConfigError("nothing to dequantise", field="keep_dequantized", value=True, remedy="quantise: nf4")
+
+
+def silence_loading() -> None:
+    """No progress bars of transformers, no word of a kernel that bitsandbytes tries: for commands and their workers.
+
+    Both write on standard error whatever is loaded. It changes the whole process, so no library function calls it.
+    """
+    transformers_logging.disable_progress_bar()
+    # It looks for an optional kernel on AVX512-BF16 hosts; its own fallback is exact.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str | None = None) -> Any:

@@ -23,9 +23,9 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
+from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.queueing import BatchPolicy
-from scaleearth_pl.serving.quiet import silence_loading
 from scaleearth_pl.serving.server_app import create_app
 from scaleearth_pl.serving.server_limits import ServerLimits
 

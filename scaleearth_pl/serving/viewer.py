@@ -25,8 +25,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from rich.console import Console
 
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
-from scaleearth_pl.serving.quiet import silence_loading
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 from scaleearth_pl.serving.viewer_look import Look, gates, look

@@ -6,6 +6,8 @@ Nothing is silenced that speaks of the user's data, configuration or results.
 import logging
 import warnings
 
+from scaleearth_pl.model.backbone import silence_loading
+
 _MESSAGES = (
     (r".*isinstance\(treespec, LeafSpec\).*", "torch renamed a class that lightning 2.6 still uses"),
     (r".*module\(s\) in eval mode at the start of training.*", "frozen backbone blocks load in eval mode"),
@@ -19,13 +21,9 @@ _MESSAGES = (
 
 def silence_known_noise() -> None:
     """Lowers the named loggers to warnings and ignores the named warnings; call once per process."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()
+    silence_loading()
     # "Seed set", "GPU available", advertisements: the preflight table says what is in effect.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # An optional kernel that bitsandbytes looks for on AVX512-BF16 hosts; its own fallback is exact.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for message, _reason in _MESSAGES:
         warnings.filterwarnings("ignore", message=message)

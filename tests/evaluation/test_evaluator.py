@@ -15,14 +15,14 @@ from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.images import image_size
 from scaleearth_pl.data.shards import ShardIndex
-from scaleearth_pl.evaluation import evaluator_run
-from scaleearth_pl.evaluation.evaluator import evaluate_corpus, gather, main, views_of
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_engine import grouped, run_views
-from scaleearth_pl.evaluation.evaluator_model import load_subject
-from scaleearth_pl.evaluation.evaluator_row import rsvqa_scores
-from scaleearth_pl.evaluation.evaluator_run import Decoding
-from scaleearth_pl.evaluation.evaluator_views import View, quarter_decade_grid, spoof_views, standard_normal
+from scaleearth_pl.evaluation.evaluator import run as evaluator_run
+from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus, gather, main, views_of
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.engine import grouped, run_views
+from scaleearth_pl.evaluation.evaluator.model import load_subject
+from scaleearth_pl.evaluation.evaluator.row import rsvqa_scores
+from scaleearth_pl.evaluation.evaluator.run import Decoding
+from scaleearth_pl.evaluation.evaluator.views import View, quarter_decade_grid, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.prepare.write import ShardWriter

@@ -3,8 +3,8 @@
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.matchers import MATCHERS, Case, matcher
-from scaleearth_pl.evaluation.matchers.lhrs import normalise
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, Case, matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.lhrs import normalise
 
 
 def verdict(name: str, target: str, prediction: str | None, type: str = "presence", dataset: str = "lr") -> float:

@@ -9,11 +9,11 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.collate import collate, encode_tree
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_engine import Asked
-from scaleearth_pl.evaluation.probes import partial_r2, probe
-from scaleearth_pl.evaluation.probes_figure import save_probe_figure
-from scaleearth_pl.evaluation.probes_read import UnitReadings, read_units
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.engine import Asked
+from scaleearth_pl.evaluation.protocols.probes import partial_r2, probe
+from scaleearth_pl.evaluation.protocols.probes_figure import save_probe_figure
+from scaleearth_pl.evaluation.protocols.probes_read import UnitReadings, read_units
 
 FACTORS = ("texture/fine", "geometry/size", "semantic/water")
 

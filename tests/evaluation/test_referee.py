@@ -8,10 +8,10 @@ from fakes.subjects import tiny_subject
 from fakes.tables import view_table
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_views import View
-from scaleearth_pl.evaluation.referee import cross_training, referee_report, referee_table, referee_views
-from scaleearth_pl.evaluation.referee_figures import save_noise_figure, save_sse_u_figure
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.views import View
+from scaleearth_pl.evaluation.protocols.referee import cross_training, referee_report, referee_table, referee_views
+from scaleearth_pl.evaluation.protocols.referee_figures import save_noise_figure, save_sse_u_figure
 from scaleearth_pl.evaluation.sse_u import sse_u_report
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa_metric import SOURCES, official_class, score_rsvqa, score_source
+from scaleearth_pl.evaluation.rsvqa.metric import SOURCES, official_class, score_rsvqa, score_source
 from scaleearth_pl.prepare.rsvqa_files import PARTS
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.floors import compute_floors
-from scaleearth_pl.evaluation.rsvqa_metric import official_class, score_rsvqa
+from scaleearth_pl.evaluation.rsvqa.metric import official_class, score_rsvqa
 from scaleearth_pl.prepare.rsvqa import RsvqaConfig, import_rsvqa
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"

@@ -1,17 +1,18 @@
 """Anybody's predictions file: columns found, rows counted, numbers worked out by hand, floors beside them."""
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.matchers import MATCHERS, matcher
-from scaleearth_pl.evaluation.rsvqa import main, report
-from scaleearth_pl.evaluation.rsvqa_rows import read_table
-from scaleearth_pl.evaluation.rsvqa_score import score_table
-from scaleearth_pl.evaluation.rsvqa_types import type_name, type_of_question
+from scaleearth_pl.evaluation.rsvqa.command import main, report
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
+from scaleearth_pl.evaluation.rsvqa.rows import read_table
+from scaleearth_pl.evaluation.rsvqa.score import score_table
+from scaleearth_pl.evaluation.rsvqa.types import type_name, type_of_question
 
 REAL = Path(__file__).parents[3] / "shared" / "real"
 
@@ -196,3 +197,11 @@ def test_command_line_prints_table_and_json(write, capsys):
     assert json.loads(out[out.index("\n{\n") :]) == document
     assert set(document["matchers"]) == set(MATCHERS)
     assert main(["score", str(path.parent / "absent.jsonl"), "--matcher", "exact"]) == 2
+
+
+def test_the_package_is_the_command(write, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rsvqa", "score", str(write(rows_of())), "--matcher", "lhrs", "--format", "json"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("scaleearth_pl.evaluation.rsvqa", run_name="__main__")
+    assert stop.value.code == 0
+    assert list(json.loads(capsys.readouterr().out)["matchers"]) == ["lhrs"]

@@ -7,10 +7,10 @@ from fakes.tables import view_table
 from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_table import ViewTable, place_means
-from scaleearth_pl.evaluation.evaluator_views import SPOOF_GRID_M, View, shift_views, spoof_views
-from scaleearth_pl.evaluation.spoofing import (
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.table import ViewTable, place_means
+from scaleearth_pl.evaluation.evaluator.views import SPOOF_GRID_M, View, shift_views, spoof_views
+from scaleearth_pl.evaluation.protocols.spoofing import (
     SHIFTS_DECADES,
     paper_grid_and_quarters,
     peak,
@@ -20,7 +20,7 @@ from scaleearth_pl.evaluation.spoofing import (
     spoofing_document,
     spoofing_table,
 )
-from scaleearth_pl.evaluation.spoofing_figure import save_spoofing_figure
+from scaleearth_pl.evaluation.protocols.spoofing_figure import save_spoofing_figure
 from scaleearth_pl.model.gate import GateConfig
 
 ORACLE = View(policy="metadata")

@@ -10,13 +10,13 @@ from fakes.subjects import tiny_subject
 from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
-from scaleearth_pl.evaluation import xlrs
+from scaleearth_pl.evaluation.benchmarks import xlrs
 from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, OMNIEARTH_VLMEVALKIT, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, tile_boxes
-from scaleearth_pl.evaluation.evaluator_choice import evaluate_choice, open_benchmark
-from scaleearth_pl.evaluation.evaluator_run import Decoding
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator.run import Decoding
+from scaleearth_pl.evaluation.evaluator.views import View
 
 OPTIONS = ["(A) Two", "(B) a harbour", "(C) Six", "(D) red"]
 

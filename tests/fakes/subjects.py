@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from fakes.runs import DATA, make_data, tiny_hf, tiny_model
 
-from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, save_adapter
 from scaleearth_pl.model.resolver import ResolverConfig

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from scaleearth_pl.evaluation.evaluator_table import ViewTable
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.table import ViewTable
+from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import SseuReading
 
 

@@ -1,1 +1,5 @@
-"""What multiple-choice benchmarks of remote sensing share: rows from local files, large images, letters, macro means."""
+"""Multiple-choice benchmarks of remote sensing, from local files: xlrs (XLRS-Bench-lite), omniearth (OmniEarth-Bench).
+
+What they share: rows (JSON or parquet), pixels (very large images), choice (question, reply, macro means), letters (how
+each harness reads one from a text) and boxes (visual grounding).
+"""

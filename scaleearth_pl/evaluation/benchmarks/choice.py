@@ -20,8 +20,8 @@ from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.benchmarks.rows import image_bytes
-from scaleearth_pl.evaluation.evaluator_engine import Asked
-from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator.engine import Asked
+from scaleearth_pl.evaluation.evaluator.model import Subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

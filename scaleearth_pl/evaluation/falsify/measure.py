@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_engine import Asked
-from scaleearth_pl.evaluation.evaluator_model import Subject, load_subject
-from scaleearth_pl.evaluation.evaluator_table import ViewTable, tabulate
-from scaleearth_pl.evaluation.evaluator_views import View, shift_views, spoof_views
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.engine import Asked
+from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
+from scaleearth_pl.evaluation.evaluator.table import ViewTable, tabulate
+from scaleearth_pl.evaluation.evaluator.views import View, shift_views, spoof_views
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
-from scaleearth_pl.evaluation.probes import probe
-from scaleearth_pl.evaluation.probes_figure import save_probe_figure
-from scaleearth_pl.evaluation.probes_read import read_units
-from scaleearth_pl.evaluation.referee import referee_views
+from scaleearth_pl.evaluation.protocols.probes import probe
+from scaleearth_pl.evaluation.protocols.probes_figure import save_probe_figure
+from scaleearth_pl.evaluation.protocols.probes_read import read_units
+from scaleearth_pl.evaluation.protocols.referee import referee_views
+from scaleearth_pl.model.backbone import silence_loading
 
 What = Literal["policies", "spoof", "probes"]
 NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
@@ -104,6 +105,7 @@ def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int]
 def measure(task: Task) -> Path:
     """One task; returns the file that holds its result."""
     torch.set_num_threads(1)
+    silence_loading()
     subject = load_subject(task.run)
     limits = f"-{task.limit}" if task.limit else ""
     file = task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}"

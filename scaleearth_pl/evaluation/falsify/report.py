@@ -17,10 +17,10 @@ from scaleearth_pl.evaluation.falsify import figures, measure
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.verdicts import Statistic, Verdict
 from scaleearth_pl.evaluation.predictions import RunFolder, write_json
-from scaleearth_pl.evaluation.referee import referee_report
-from scaleearth_pl.evaluation.referee_figures import save_noise_figure, save_sse_u_figure
-from scaleearth_pl.evaluation.spoofing import smoothness, spoofing_curve
-from scaleearth_pl.evaluation.spoofing_figure import save_spoofing_figure
+from scaleearth_pl.evaluation.protocols.referee import referee_report
+from scaleearth_pl.evaluation.protocols.referee_figures import save_noise_figure, save_sse_u_figure
+from scaleearth_pl.evaluation.protocols.spoofing import smoothness, spoofing_curve
+from scaleearth_pl.evaluation.protocols.spoofing_figure import save_spoofing_figure
 
 GROUPS = ("overall", "by_family/scale_specific", "by_family/discriminative", "by_family/identification")
 STYLE = (

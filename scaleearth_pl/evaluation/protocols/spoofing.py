@@ -25,10 +25,10 @@ import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
-from scaleearth_pl.evaluation.evaluator_engine import Asked
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_table import Bools, Floats, ViewTable, interval, place_means, tabulate
-from scaleearth_pl.evaluation.evaluator_views import SPOOF_GRID_M, View, quarter_decade_grid, shift_views, spoof_views
+from scaleearth_pl.evaluation.evaluator.engine import Asked
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.table import Bools, Floats, ViewTable, interval, place_means, tabulate
+from scaleearth_pl.evaluation.evaluator.views import SPOOF_GRID_M, View, quarter_decade_grid, shift_views, spoof_views
 
 SHIFTS_DECADES = tuple(k / 4 for k in range(-8, 9))
 """Two decades to either side in quarter decades: the grid of hypothesis H4, relative to the truth."""

@@ -17,17 +17,17 @@ from rich.table import Table as RichTable
 
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_run import Answers, Decoding
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding
+from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.floors import majority_verdicts
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
-from scaleearth_pl.evaluation.matchers import MATCHERS
 from scaleearth_pl.evaluation.predictions import Prediction
-from scaleearth_pl.evaluation.rsvqa_columns import Columns
-from scaleearth_pl.evaluation.rsvqa_metric import SOURCES
-from scaleearth_pl.evaluation.rsvqa_rows import Answered, Table
-from scaleearth_pl.evaluation.rsvqa_score import score_table
+from scaleearth_pl.evaluation.rsvqa.columns import Columns
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
+from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
+from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
+from scaleearth_pl.evaluation.rsvqa.score import score_table
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue
 from scaleearth_pl.evaluation.tables import percent
 

@@ -13,12 +13,12 @@ majority floor counts. Two targets of one class are right or wrong together.
 """
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.matchers.base import Case, Matcher
-from scaleearth_pl.evaluation.matchers.earthdial import EARTHDIAL
-from scaleearth_pl.evaluation.matchers.exact import EXACT
-from scaleearth_pl.evaluation.matchers.internvl import INTERNVL
-from scaleearth_pl.evaluation.matchers.lhrs import LHRS
-from scaleearth_pl.evaluation.matchers.official import OFFICIAL_BINNED
+from scaleearth_pl.evaluation.rsvqa.matchers.base import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.earthdial import EARTHDIAL
+from scaleearth_pl.evaluation.rsvqa.matchers.exact import EXACT
+from scaleearth_pl.evaluation.rsvqa.matchers.internvl import INTERNVL
+from scaleearth_pl.evaluation.rsvqa.matchers.lhrs import LHRS
+from scaleearth_pl.evaluation.rsvqa.matchers.official import OFFICIAL_BINNED
 
 __all__ = ["MATCHERS", "Case", "Matcher", "matcher"]
 

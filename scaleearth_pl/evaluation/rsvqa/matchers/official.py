@@ -1,12 +1,12 @@
-"""`official_binned`: equal after the official binning of both sides (Lobry et al. 2020; `rsvqa_metric.official_class`).
+"""`official_binned`: equal after the official binning of both sides (Lobry et al. 2020; `metric.official_class`).
 
 The official model is a classifier whose classes are binned answers: LR counts are 0, 1-10, 11-100, 101-1000 and more;
 HR counts are exact; areas are 0 m2 and the same four bins in square metres. A model that was trained on those classes
 may write them out ("between 10 and 100"), which is read as the class it names.
 """
 
-from scaleearth_pl.evaluation.matchers.base import Case, Matcher
-from scaleearth_pl.evaluation.rsvqa_metric import official_class
+from scaleearth_pl.evaluation.rsvqa.matchers.base import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.metric import official_class
 
 _SOURCE = {"lr": "rsvqa_lr", "hr": "rsvqa_hr"}
 

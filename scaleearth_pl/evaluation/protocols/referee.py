@@ -17,10 +17,10 @@ import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
-from scaleearth_pl.evaluation.evaluator_engine import Asked
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_table import Bools, ViewTable, interval, place_means, tabulate
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.engine import Asked
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable, interval, place_means, tabulate
+from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.sse_u import sse_u_report
 
 NOISE_DECADES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -1,6 +1,6 @@
 """`python -m scaleearth_pl.evaluation.rsvqa score FILE --matcher NAME`: what is anybody's RSVQA predictions file worth?
 
-FILE is JSON or JSON lines with question, ground truth, prediction and type under their usual names (`rsvqa_columns.py`).
+FILE is JSON or JSON lines with question, ground truth, prediction and type under their usual names (`columns.py`).
 A missing type is read off the question. Prints a table per matcher and then one JSON document, with what was dropped or
 repaired, and the majority floor beside every number. `--matcher all` sets the five published rules side by side: the
 spread between them is the price of not naming one.
@@ -15,11 +15,11 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
-from scaleearth_pl.evaluation.matchers import MATCHERS, matcher
 from scaleearth_pl.evaluation.predictions import write_json
-from scaleearth_pl.evaluation.rsvqa_columns import NAMES
-from scaleearth_pl.evaluation.rsvqa_rows import DROPS, Table, read_table
-from scaleearth_pl.evaluation.rsvqa_score import CAVEAT, KNOWN_SIZES, MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.columns import NAMES
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
+from scaleearth_pl.evaluation.rsvqa.rows import DROPS, Table, read_table
+from scaleearth_pl.evaluation.rsvqa.score import CAVEAT, KNOWN_SIZES, MatcherScore, score_table
 from scaleearth_pl.evaluation.tables import console, percent
 
 
@@ -112,7 +112,3 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--format", choices=["both", "table", "json"], default="both", help="what is printed")
     score.add_argument("--out", type=Path, help="writes the JSON document there, too")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -13,7 +13,7 @@ left out: in a text without spaces it could act only at line breaks.
 
 import re
 
-from scaleearth_pl.evaluation.matchers.base import NUMERIC_TYPES, Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES, Case, Matcher
 
 _FINAL_STOP = re.compile(r"""(?<=[^.])\.(?=[])}>"'»”’]*\s*$)""")
 _APART = re.compile(r"""\.{2,}|--|`+|''|[:,](?!\d)|[][(){}<>;@#$%&?!*"“”„«»‘’‒–—―]""")

@@ -30,8 +30,8 @@ from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.processor import ProcessedImage
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_views import View, standard_normal
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.views import View, standard_normal
 from scaleearth_pl.model.generate import greedy, prompts_only
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses

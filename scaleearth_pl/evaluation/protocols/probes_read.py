@@ -21,8 +21,8 @@ from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.data.collate import collate, encode_tree
-from scaleearth_pl.evaluation.evaluator_engine import Asked, grouped
-from scaleearth_pl.evaluation.evaluator_model import Subject
+from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped
+from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.model.shared_image import TreeLayout, hidden_states
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import RANK_TIERS
-from scaleearth_pl.evaluation.probes_read import UnitReadings
+from scaleearth_pl.evaluation.protocols.probes_read import UnitReadings
 from scaleearth_pl.model.gate import rank_tier_slices
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ from scaleearth_pl.core.figures import (
     gsd_axis,
     new_figure,
 )
-from scaleearth_pl.evaluation.spoofing import SpoofingCurve
+from scaleearth_pl.evaluation.protocols.spoofing import SpoofingCurve
 
 STYLES = (
     LineStyle(colour=BLUE, dash="-"),

@@ -4,7 +4,7 @@ GeoChat's repository ships no RSVQA scorer; this is what the community runs on i
 the mean of types, "Overall" the micro accuracy. "yes." is wrong, and so is "12 m2" for "12m2": no other repair is made.
 """
 
-from scaleearth_pl.evaluation.matchers.base import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.base import Case, Matcher
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ lie inside, any answer of RSVQA, so it cannot change a score.
 
 import re
 
-from scaleearth_pl.evaluation.matchers.base import NUMERIC_TYPES, Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES, Case, Matcher
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.matchers import Case, Matcher
-from scaleearth_pl.evaluation.matchers.base import NUMERIC_TYPES, Dataset
-from scaleearth_pl.evaluation.rsvqa_rows import Answered, Table
+from scaleearth_pl.evaluation.rsvqa.matchers import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES, Dataset
+from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
 
 CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
 

@@ -114,7 +114,7 @@ def _read(files: Sequence[Path], images: bool) -> Iterator[tuple[Choice, Mapping
                 file=files[0],
                 field=missing[0] if missing else "category",
                 value=sorted(row) if missing else row["category"],
-                remedy="the 13 sub-tasks are named in evaluation/xlrs.py",
+                remedy="the 13 sub-tasks are named in evaluation/benchmarks/xlrs.py",
             )
         kind = "multiple" if row["category"] == SEVERAL_ANSWERS else "single"
         yield (

@@ -10,7 +10,7 @@
   four digits; `aa` is ours.
 """
 
-from scaleearth_pl.evaluation.matchers.base import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers.base import Case, Matcher
 
 BINS = ("0", "(0,100]", "(100,1000]", ">1000")
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
 from scaleearth_pl.evaluation.bootstrap import N_RESAMPLES
-from scaleearth_pl.evaluation.evaluator_engine import Asked, grouped, run_views
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import SseuReading
 
 Bools = NDArray[np.bool_]

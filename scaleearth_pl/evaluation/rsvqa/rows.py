@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa_columns import Columns, find_columns
-from scaleearth_pl.evaluation.rsvqa_types import type_name, type_of_question
+from scaleearth_pl.evaluation.rsvqa.columns import Columns, find_columns
+from scaleearth_pl.evaluation.rsvqa.types import type_name, type_of_question
 
 DROPS = {
     "not_json": "the line is not a JSON object",

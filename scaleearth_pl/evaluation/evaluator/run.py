@@ -5,7 +5,7 @@
         part.jsonl          an image a line while it runs: its answers and SSE-U's reading; removed at the end
         predictions.jsonl   an answer a line (the schema of `scaleearth test`)
         sse_u.jsonl         an image a line; absent without SSE-U
-        row.json            the result (`evaluator_row.py`); its presence means: done
+        row.json            the result (`row.py`); its presence means: done
 
 A run that was cut off goes on behind the last whole line of part.jsonl; one that is done is read, not repeated. Images
 are written as they are finished, so a crash costs one group.
@@ -22,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
-from scaleearth_pl.evaluation.evaluator_engine import Asked, GroupAnswers, grouped, run_views
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.engine import Asked, GroupAnswers, grouped, run_views
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import PREDICTIONS, SSE_U, Prediction, SseuReading, write_json, write_rows
 from scaleearth_pl.evaluation.tables import console
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from scaleearth_pl.core.figures import BLUE, SEQUENTIAL, VERMILION, new_figure
 from scaleearth_pl.core.gsd import RANK_TIERS
-from scaleearth_pl.evaluation.probes import EXPECTED, ProbeResult
+from scaleearth_pl.evaluation.protocols.probes import EXPECTED, ProbeResult
 from scaleearth_pl.model.gate import rank_tier_slices
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.evaluation import omniearth, xlrs
+from scaleearth_pl.evaluation.benchmarks import omniearth, xlrs
 from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
-from scaleearth_pl.evaluation.evaluator_model import Subject
-from scaleearth_pl.evaluation.evaluator_row import result_row
-from scaleearth_pl.evaluation.evaluator_run import Answers, Decoding, check_plan, finish, finished_row, run_view
-from scaleearth_pl.evaluation.evaluator_views import View
+from scaleearth_pl.evaluation.evaluator.model import Subject
+from scaleearth_pl.evaluation.evaluator.row import result_row
+from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator.views import View
 
 HARNESS = {"xlrs": "lmms-eval, VLMEvalKit", "omniearth": "authors, VLMEvalKit"}
 

@@ -1,7 +1,7 @@
 """`scaleearth evaluate RUN... --corpus DIR --split test --policy metadata predicted`: benchmark tables from checkpoints.
 
 Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated,
-and what was cut off is resumed. One folder per evaluation (`evaluator_run.py`) holds its answers; `rows.jsonl` in the
+and what was cut off is resumed. One folder per evaluation (`run.py`) holds its answers; `rows.jsonl` in the
 output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or local files of XLRS-Bench
 and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U decides, and "metadata" is
 taken, and written down, as "predicted".
@@ -16,14 +16,15 @@ from typing import Any
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
-from scaleearth_pl.evaluation.evaluator_choice import evaluate_choice, open_benchmark
-from scaleearth_pl.evaluation.evaluator_corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator_model import Subject, load_subject
-from scaleearth_pl.evaluation.evaluator_row import matcher_table, result_row, results_table
-from scaleearth_pl.evaluation.evaluator_run import Decoding, check_plan, finish, finished_row, run_view
-from scaleearth_pl.evaluation.evaluator_views import POLICIES, SPOOF_GRID_M, View, spoof_views
+from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
+from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, results_table
+from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
 
@@ -119,6 +120,7 @@ def views_of(policies: Iterable[str], spoof_grid_m: Sequence[float]) -> list[Vie
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     args = _parser().parse_args(argv)
+    silence_loading()
     try:
         rows = _evaluate_all(args)
     except ScaleEarthError as error:
@@ -216,7 +218,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget-tokens", type=int, default=8192, help="tokens of one packed forward")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""What is an RSVQA predictions file worth? `python -m scaleearth_pl.evaluation.rsvqa score FILE --matcher NAME`.
+
+columns and rows (any file to cases, with what was dropped), types (read off questions) -> matchers/ -> score -> command.
+metric is the official one by itself, for our own runs: it bins target and prediction and is a matcher, too.
+"""
