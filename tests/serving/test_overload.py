@@ -21,7 +21,7 @@ class Held:
         return getattr(self._earth, name)
 
     def run(self, prepared, **kwargs):
-        assert self.go.wait(60)
+        assert self.go.wait(240)
         return self._earth.run(prepared, **kwargs)
 
 
@@ -33,7 +33,7 @@ def held(earth):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # a busy machine may take its time
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
