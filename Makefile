@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export viewer serve dashboard clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export viewer serve dashboard lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -98,6 +98,12 @@ serve: setup  ## OpenAI-compatible endpoint
 
 dashboard: setup  ## TensorBoard on all runs
 	$(BIN)/tensorboard --logdir runs
+
+lock: setup  ## requirements.lock: every package with its version and hashes
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@{ sed '/^[^#]/,$$d' requirements.lock; $(BIN)/uv pip compile setup.cfg --quiet --extra dev --extra bench -c constraints.txt \
+	  --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28; \
+	  } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean:  ## removes runs and shards, keeps the environment
 	rm -rf runs reports data_shards/*/
