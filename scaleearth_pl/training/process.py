@@ -1,12 +1,15 @@
-"""A process that ends when it should: nothing lingers after an error.
+"""A process that ends when it should, with the status that it should: nothing lingers or speaks up after an error.
 
 After an error Python still terminates and joins loader workers at exit. One that is stopped (a debugger, a frozen
 cgroup, a hung file system) hears no SIGTERM: the join would wait for ever, and the worker would outlive the run. They
-hold nothing that is worth an orderly end, so they are killed; a timer ends whatever else lingers.
+hold nothing that is worth an orderly end, so they are killed; a timer ends whatever else lingers. Python's own exit
+functions run, C++ destructors do not: that of a process group whose peer is gone finds its thread still alive and aborts
+the process (seen with gloo: SIGABRT in the place of 75, which asks to be resumed).
 Before training, SIGTERM keeps its default, immediate effect (143 in a shell): there is nothing to save yet, and a Python
 handler would wait for a main thread that may be in a rendezvous.
 """
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -15,20 +18,28 @@ from collections.abc import Callable
 
 
 def as_process(run: Callable[[], int], *, linger_s: float = 8.0) -> int:
-    """Runs `run` as the whole of this process and returns its status; a failing one ends within `linger_s`."""
-    status = 0
+    """Runs `run` as the whole of this process; returns 0, or ends the process with a failure's status within `linger_s`."""
     try:
         status = run()
     except BaseException as error:
         from scaleearth_pl.training.faults import exit_status
 
         status = exit_status(error)
-        raise
-    finally:
-        if status:
-            end_within(linger_s, status)
-            kill_workers()
-    return status
+        show(error)
+    if status:
+        end_within(linger_s, status)
+        kill_workers()
+        atexit._run_exitfuncs()
+        flush_and_exit(status)
+    return 0
+
+
+def show(error: BaseException) -> None:
+    """What Python prints of an error that nobody caught; of `sys.exit`, its message."""
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    elif isinstance(error.code, str):
+        sys.stderr.write(f"{error.code}\n")
 
 
 def kill_workers() -> None:
@@ -39,12 +50,15 @@ def kill_workers() -> None:
 
 def end_within(seconds: float, status: int) -> None:
     """Ends this process with `status` unless it has ended by itself by then."""
-
-    def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, flush_and_exit, args=[status])
     timer.daemon = True
     timer.start()
+
+
+def flush_and_exit(status: int) -> None:
+    """Leaves at once, with all that was printed, also where nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

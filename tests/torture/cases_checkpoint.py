@@ -50,8 +50,11 @@ def _kills_in_saves(bench: Bench, root: Path, temporary: str, *, n: int) -> int:
 
 
 def _kill_in_save(run: Run, rng: random.Random, temporary: str) -> None:
+    from scaleearth_pl.training.checkpoint_io import newest_valid
+
     before = _newest(run)
-    point, n_bytes = rng.choice(POINTS), rng.randrange(14_000_000)
+    whole = newest_valid(run.bench.reference().checkpoints).stat().st_size
+    point, n_bytes = rng.choice(POINTS), rng.randrange(whole)
     fault = Fault(out=str(run.out), kind="save", step=2, point=point, n_bytes=n_bytes)
     (process,) = run.start(fault, TMPDIR=temporary)
     assert process.wait() == -signal.SIGKILL, (point, run.tail())

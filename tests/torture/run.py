@@ -54,6 +54,7 @@ def run_cases(ids: list[str], kept: list[dict[str, Any]], about: dict[str, Any],
     """Kept and new rows in order; the report is written after every case, so that a kill loses one case."""
     rows = list(kept)
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+        Path(scratch).chmod(0o755)  # C2 becomes nobody, who must still be able to say what happened
         bench = make_bench(args.work or Path(scratch), full=not args.quick)
         try:
             for id in ids:

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,25 @@ def test_a_worker_that_stands_still_does_not_outlive_an_error() -> None:
     assert process.exitcode == 1
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+ABORTS_AT_EXIT = """
+import ctypes, sys
+from scaleearth_pl.core.errors import PeerLostError
+from scaleearth_pl.training.process import as_process
+libc = ctypes.CDLL(None)
+destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: libc.abort())
+getattr(libc, "__cxa_atexit")(destructor, None, None)  # as a process group's own aborts where its peer is gone
+def fail(): raise PeerLostError("gone")
+sys.exit(as_process(fail if sys.argv[1] == "error" else lambda: 75))
+"""
+
+
+@pytest.mark.parametrize("way", ["error", "status"])
+def test_a_destructor_that_aborts_does_not_change_the_status(way: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ABORTS_AT_EXIT, way], capture_output=True, text=True, check=False)
+    assert done.returncode == 75, done.stderr
+    assert ("PeerLostError: gone" in done.stderr) == (way == "error")
 
 
 def draws() -> tuple[float, float, float]:
