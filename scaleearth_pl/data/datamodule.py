@@ -9,7 +9,6 @@ and is valid for another number of workers or ranks. A checkpoint of another cor
 `global_step` must therefore advance by exactly one per batch: a training step that skips its update has to count it.
 """
 
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +18,16 @@ import lightning.pytorch as pl
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.controls import Controls
 from scaleearth_pl.data.packing import auto_token_budget
 from scaleearth_pl.data.plan import PlanSettings
 from scaleearth_pl.data.processor import GSD_TEXT_RESERVE, GsdText, Processor
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.data.split import KINDS_OF_STAGE, Kind, SplitPlan
 from scaleearth_pl.data.state import refuse_changed, state_of
-from scaleearth_pl.data.steps import EvalSchedule, StepDataset, StepLoader, TrainSchedule, make_loader
+from scaleearth_pl.data.steps import EvalSchedule, StepDataset, StepLoader, TrainSchedule, from_the_start, make_loader
 from scaleearth_pl.data.texts import corpus_texts
 from scaleearth_pl.data.tokenizer import cached_tiny_tokenizer, load_tokenizer
-
-log = logging.getLogger(__name__)
 
 
 class GeoScaleDataModule(pl.LightningDataModule):
@@ -58,6 +56,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         window_shards: shards whose trees are mixed at a time.
         max_bad_share: share of bad images above which the run stops.
         limit_images: images per split, evenly over the tiers; for tests.
+        controls: what is withheld from training or falsified on purpose (controls.py); null for nothing.
         cache_dir: derived files (tokenizer, lengths); default <root>/.cache.
         rank: overrides the trainer's rank, for tests.
         world_size: overrides the trainer's number of ranks, for tests.
@@ -88,6 +87,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         window_shards: int = 8,
         max_bad_share: float = 0.01,
         limit_images: int | None = None,
+        controls: Controls | None = None,
         cache_dir: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -116,7 +116,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         self.micro_token_budget, self.gsd_text = micro_token_budget, gsd_text
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.num_workers, self.loader_timeout_s = num_workers, loader_timeout_s
-        self.max_bad_share, self.limit_images = max_bad_share, limit_images
+        self.max_bad_share, self.limit_images, self.controls = max_bad_share, limit_images, controls
         self.cache_dir = Path(cache_dir) if cache_dir else self.root / ".cache"
         self.start_step = 0
         self.text_gsd_m: Mapping[str, float] | None = None
@@ -205,6 +205,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
                 train=kind == "train",
                 limit_images=self.limit_images,
                 max_bad_share=self.max_bad_share,
+                controls=self.controls,
             )
         return self._plans[kind]
 
@@ -222,6 +223,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
             quarantine=self.split_plan(kind).quarantine,
             rank=self._ranks()[0],
             text_gsd_m=self.text_gsd_m,
+            scale_donor=self.split_plan(kind).scale_donor,
         )
 
     def step_batch(self, step: int, kind: Kind = "train") -> StepBatch:
@@ -253,6 +255,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
             index_hash=self.index.hash,
             lengths_key=self._plans["train"].lengths.key,
             limit_images=self.limit_images,
+            controls=self.controls,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -287,14 +290,10 @@ class GeoScaleDataModule(pl.LightningDataModule):
     def _loader(self, kind: Kind) -> StepLoader:
         return make_loader(
             self.dataset(kind),
-            self._position if kind == "train" else _start,
+            self._position if kind == "train" else from_the_start,
             num_workers=self.num_workers,
             timeout_s=self.loader_timeout_s,
         )
 
     def _position(self) -> int:
         return int(self.trainer.global_step) if self.trainer is not None else self.start_step
-
-
-def _start() -> int:
-    return 0

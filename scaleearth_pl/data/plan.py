@@ -80,21 +80,28 @@ class Items:
         return [int(q) for q in self.question_Q[self.first_N[item] : self.last_N[item]]]
 
 
-def make_items(lengths: Lengths, settings: PlanSettings, keep_R: NDArray[np.bool_] | None = None) -> Items:
+def make_items(
+    lengths: Lengths,
+    settings: PlanSettings,
+    keep_R: NDArray[np.bool_] | None = None,
+    ask_Q: NDArray[np.bool_] | None = None,
+) -> Items:
     """Splits images into trees of at most `max_branches` questions, of near equal number.
 
     Args:
         lengths: token lengths of the split.
         settings: plan settings.
         keep_R: rows to use (default all), for `limit_images`.
+        ask_Q: questions to ask (default all), for `controls.without_families`; the others do not count as dropped.
 
     An image that keeps no question gives no tree; what is dropped is counted in `dropped_N` of the image's first tree.
     """
     row_Q = np.repeat(np.arange(len(lengths.rows)), lengths.n_questions_R)
-    use_Q = lengths.branch_Q <= settings.max_branch_tokens
+    wanted_Q = np.ones(len(row_Q), bool) if ask_Q is None else ask_Q.copy()
     if keep_R is not None:
-        use_Q &= keep_R[row_Q]
-    kept_R = np.bincount(row_Q[use_Q], minlength=len(lengths.rows))
+        wanted_Q &= keep_R[row_Q]
+    use_Q = wanted_Q & (lengths.branch_Q <= settings.max_branch_tokens)
+    wanted_R, kept_R = (np.bincount(row_Q[mask_Q], minlength=len(lengths.rows)) for mask_Q in (wanted_Q, use_Q))
     parts_R = -(-kept_R // settings.max_branches)
     local_R = np.repeat(np.arange(len(lengths.rows)), parts_R)
     part_N = np.arange(len(local_R)) - np.repeat(np.cumsum(parts_R) - parts_R, parts_R)
@@ -113,7 +120,7 @@ def make_items(lengths: Lengths, settings: PlanSettings, keep_R: NDArray[np.bool
         cost_N=prefix_N + total_Q[last_N] - total_Q[first_N],
         prefix_N=prefix_N,
         branch_N=np.maximum.reduceat(branch_Q, first_N) if len(first_N) else first_N,
-        dropped_N=np.where(part_N == 0, (lengths.n_questions_R - kept_R)[local_R], 0),
+        dropped_N=np.where(part_N == 0, (wanted_R - kept_R)[local_R], 0),
         question_Q=(np.arange(len(row_Q)) - lengths.first_Q[row_Q])[use_Q],
     )
 

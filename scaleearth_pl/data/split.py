@@ -7,6 +7,7 @@ import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import Tier
+from scaleearth_pl.data.controls import Controls, asked_questions, scale_donors
 from scaleearth_pl.data.lengths import lengths_of
 from scaleearth_pl.data.packing import padded_positions
 from scaleearth_pl.data.plan import PlanSettings, TrainPlan, make_items
@@ -41,6 +42,7 @@ class SplitPlan:
         train: shuffled plan with mixture, or every tree once in index order.
         limit_images: images to use, evenly spaced over the index.
         max_bad_share: limit of the quarantine.
+        controls: what is withheld or falsified, where this is the training split.
 
     Raises:
         QuarantineLimitError: too many samples could not be measured.
@@ -58,6 +60,7 @@ class SplitPlan:
         train: bool,
         limit_images: int | None,
         max_bad_share: float,
+        controls: Controls | None = None,
     ) -> None:
         self.index, self.splits, self.processor, self.settings = index, splits, processor, settings
         self.lengths = lengths_of(index, splits, processor, cache)
@@ -72,10 +75,15 @@ class SplitPlan:
         if limit_images is not None and limit_images < n_rows:
             self._keep_R[:] = False
             self._keep_R[np.linspace(0, n_rows - 1, limit_images).round().astype(int)] = True
-        self.items = make_items(self.lengths, settings, self._keep_R)
+        controls = (controls if train else None) or Controls()
+        self._ask_Q = (
+            asked_questions(index, self.lengths, controls.without_families) if controls.without_families else None
+        )
+        self.items = make_items(self.lengths, settings, self._keep_R, self._ask_Q)
         if not len(self.items):
             raise ConfigError("no image is left to read", file=index.root, field="splits", value=splits)
         self.plan = TrainPlan(index, self.items, settings) if train else None
+        self.scale_donor = scale_donors(index, self.items.row_N, seed=settings.seed) if controls.shuffle_gsd else {}
 
     def schedule(self, *, world_size: int, budget: int, auto: bool) -> TrainSchedule | EvalSchedule:
         """Cuts the plan for ranks and budget.
@@ -116,7 +124,8 @@ class SplitPlan:
         native_pairs = [*zip(widths, heights, strict=True)]
         seen_pairs = {pair: self.processor.seen_size(*pair) for pair in set(native_pairs)}
         enlarged = {pair for pair, seen in seen_pairs.items() if seen[0] > pair[0] or seen[1] > pair[1]}
-        n_asked = int(self.lengths.n_questions_R[self._keep_R].sum())
+        of_kept_Q = np.repeat(self._keep_R, self.lengths.n_questions_R)
+        n_asked = int((of_kept_Q if self._ask_Q is None else of_kept_Q & self._ask_Q).sum())
         n_images = len(np.unique(items.row_N))
         return {
             "splits": list(self.splits),

@@ -8,19 +8,26 @@ from dataclasses import asdict
 from typing import Any
 
 from scaleearth_pl.core.errors import CheckpointError
+from scaleearth_pl.data.controls import Controls
 from scaleearth_pl.data.plan import PlanSettings
 
 STATE_SCHEMA = "scaleearth-data/1"
 
 
-def state_of(settings: PlanSettings, *, index_hash: str, lengths_key: str, limit_images: int | None) -> dict[str, Any]:
-    """Everything the order depends on, as plain values that `weights_only` loading accepts."""
+def state_of(
+    settings: PlanSettings, *, index_hash: str, lengths_key: str, limit_images: int | None, controls: Controls | None
+) -> dict[str, Any]:
+    """Everything the order depends on, as plain values that `weights_only` loading accepts.
+
+    Controls are named only where they are set, so that the state of every other run is what it always was.
+    """
     return {
         "schema": STATE_SCHEMA,
         "index_hash": index_hash,
         "lengths_key": lengths_key,
         "limit_images": limit_images,
         **asdict(settings),
+        **({"controls": asdict(controls)} if controls and controls != Controls() else {}),
     }
 
 

@@ -23,6 +23,7 @@ from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import GsdError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.collate import Tree, collate, encode_tree
+from scaleearth_pl.data.controls import with_scale_of
 from scaleearth_pl.data.packing import MicroBatches, fill, pack_step, padded_positions
 from scaleearth_pl.data.plan import Items, TrainPlan
 from scaleearth_pl.data.processor import ProcessedImage, Processor
@@ -108,6 +109,7 @@ class StepDataset(Dataset[StepBatch]):
         quarantine: the books of bad samples.
         rank: whose batches these are.
         text_gsd_m: GSD by image id that baseline B3 is told instead of the metadata's.
+        scale_donor: row whose metadata a row is told instead of its own, for `controls.shuffle_gsd`.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class StepDataset(Dataset[StepBatch]):
         quarantine: Quarantine,
         rank: int = 0,
         text_gsd_m: Mapping[str, float] | None = None,
+        scale_donor: Mapping[int, int] | None = None,
     ) -> None:
         self.index, self.items, self.schedule, self.processor = index, items, schedule, processor
         self.quarantine, self.rank, self.text_gsd_m = quarantine, rank, text_gsd_m or {}
+        self.scale_donor = scale_donor or {}
         self._reader = ShardReader(index)
 
     def __len__(self) -> int:
@@ -195,6 +199,8 @@ class StepDataset(Dataset[StepBatch]):
 
     def _read(self, row: int) -> tuple[Sample, tuple[ProcessedImage, ...]]:
         sample, stored = self._reader.read_all(row)
+        if row in self.scale_donor:
+            sample = with_scale_of(sample, self._reader.read_sample(self.scale_donor[row]))
         return sample, tuple(self.processor.image(image.rgb()) for image in stored)
 
 
@@ -235,6 +241,11 @@ class StepLoader(DataLoader[StepBatch]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Nothing to restore."""
+
+
+def from_the_start() -> int:
+    """Position of every pass that is not training's."""
+    return 0
 
 
 def make_loader(dataset: StepDataset, position: Callable[[], int], *, num_workers: int, timeout_s: float) -> StepLoader:

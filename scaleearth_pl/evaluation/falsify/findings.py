@@ -39,14 +39,16 @@ def difference(
     if mask_N is None:
         raise ConfigError("no question of this group was answered", field="group", value=group)
     bars = hypothesis.bars
-    statistic = _mean(
+    statistic = mean_over_seeds(
         f"ours - {bars['twin']}, {group.partition('/')[2] or group}",
         difference_SN[:, mask_N],
         _of(rows, mask_N),
         places,
     )
     judged = _with(statistic, low=bars["bound"], smallest=bars["smallest"], every_seed=True)
-    everything = _mean(f"ours - {bars['twin']}, all questions", difference_SN, [r.place_id for r in rows], places)
+    everything = mean_over_seeds(
+        f"ours - {bars['twin']}, all questions", difference_SN, [r.place_id for r in rows], places
+    )
     note = f"over all questions {_signed(everything)}"
     return finding(hypothesis, [judged], notes=[note])
 
@@ -63,7 +65,9 @@ def edges(hypothesis: Hypothesis, ours: Sequence[Rows], twin: Sequence[Rows], pl
     )
     near_N = distance_N <= hypothesis.bars["within_decades"]
     statistics = [
-        _mean(f"ours - {hypothesis.bars['twin']}, {where}", difference_SN[:, mask_N], _of(rows, mask_N), places)
+        mean_over_seeds(
+            f"ours - {hypothesis.bars['twin']}, {where}", difference_SN[:, mask_N], _of(rows, mask_N), places
+        )
         for where, mask_N in (("near an edge", near_N), ("elsewhere", ~near_N))
         if mask_N.any()
     ]
@@ -110,7 +114,9 @@ def policy(
 ) -> Finding:
     """Correctness under the policy minus that under the true GSD, on the questions that the plan names."""
     name = f"{hypothesis.bars['policy']} - metadata, scenes with{'' if hypothesis.bars['cue'] else 'out'} cues"
-    return finding(hypothesis, [_with(_mean(name, difference_SN, of_row, places), low=hypothesis.bars["bound"])])
+    return finding(
+        hypothesis, [_with(mean_over_seeds(name, difference_SN, of_row, places), low=hypothesis.bars["bound"])]
+    )
 
 
 def probes(hypothesis: Hypothesis, observed_S: Sequence[float], null_SR: NDArray[np.float64]) -> Finding:
@@ -211,7 +217,8 @@ def finding(hypothesis: Hypothesis, statistics: Sequence[Statistic], *, notes: S
     )
 
 
-def _mean(name: str, value_SN: NDArray[np.float64], of_row: Sequence[str], places: Places) -> Statistic:
+def mean_over_seeds(name: str, value_SN: NDArray[np.float64], of_row: Sequence[str], places: Places) -> Statistic:
+    """The mean of all rows, seeds averaged first; its resamples are of places."""
     mean_N = value_SN.mean(0)
     return Statistic(
         name=name,

@@ -1,14 +1,12 @@
 """`scaleearth falsify`: trains what is missing, measures, judges, writes `reports/falsify/`.
 
     scaleearth falsify                 the registered plan, three seeds: about an hour on two cores from nothing
-    scaleearth falsify --fast          one seed, forty steps, no verdict: does everything run?
+    scaleearth falsify --fast          one seed, forty steps, no verdict: does everything run? (reports/falsify-fast)
 
 Interrupted, it goes on where it stopped: finished runs and tables are files.
 """
 
-import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,35 +15,39 @@ import numpy as np
 
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.evaluation.falsify import findings, measure
+from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Hypothesis, Plan
 from scaleearth_pl.evaluation.falsify.report import Evidence, verdict_table, write_report
 from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
-from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge
+from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
 from scaleearth_pl.evaluation.tables import console
+
+PLAN, OUT = Path("experiments/falsify/hypotheses.yaml"), Path("reports/falsify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status: 0 whatever the verdict, 2 for an error."""
-    args = _parser().parse_args(argv)
+    parser = command_parser("falsify", description="What could prove the idea wrong.", plan=PLAN, out=OUT)
+    args = parser.parse_args(argv)
+    out = out_of(args, OUT)
     try:
-        plan = Plan.load(args.plan)
-        setting = Setting(size=args.size, corpus=args.corpus, runs=args.runs, workers=args.workers, fast=args.fast)
-        evidence = falsify(plan, setting, args.out, fast=args.fast)
+        evidence = falsify(Plan.load(args.plan), setting_of(args), out, fast=args.fast)
     except ScaleEarthError as error:
         console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
         return error.exit_status
     if args.fast:
-        console().print(f"everything runs; forty steps and one seed allow no verdict. Figures: {args.out}")
+        console().print(f"everything runs; forty steps and one seed allow no verdict. Figures: {out}")
     else:
         console().print(verdict_table(evidence.verdicts))
-        console().print(f"report: {args.out / 'report.html'}")
+        console().print(f"report: {out / 'report.html'}")
     return 0
 
 
 def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
-    """The whole of it; writes `out`/verdict.json (unless `fast`), report.md, report.html and the figures."""
+    """The whole of it; writes `out`/verdict.json, report.md, report.html and the figures. `fast` withholds the words."""
+    plan.require("spoofing", "probes", command="falsify")
     seeds = plan.seeds[:1] if fast else plan.seeds
     folders = train_missing(plan, setting, seeds)
     shared = {"corpus": setting.corpus, "out": out / "tables", "limit": 40 if fast else None}
@@ -54,13 +56,14 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     runs = {name: [RunFolder.load(path) for path in paths] for name, paths in folders.items()}
     places = Places([r.place_id for r in runs[OURS][0].predictions], n_resamples=plan.n_resamples)
     found = [test(h, plan, runs, files, seeds, places) for h in plan.hypotheses]
+    verdicts = judge(found, level=plan.level)
     evidence = Evidence(
         plan=plan,
         corpus_hash=corpus_hash(setting.corpus),
         runs=runs,
         files=files,
         seeds=tuple(seeds),
-        verdicts=tuple(judge(found, level=plan.level)),
+        verdicts=tuple(withheld(verdicts) if fast else verdicts),
         fast=fast,
     )
     write_report(out, evidence)
@@ -115,19 +118,6 @@ def _spoofing(hypothesis: Hypothesis, files: Sequence[Path], places: Places) -> 
 def _probes(hypothesis: Hypothesis, files: Sequence[Path]) -> Finding:
     found: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
     return findings.probes(hypothesis, [f["block_diagonality"] for f in found], np.array([f["null"] for f in found]))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scaleearth falsify", description="What could prove the idea wrong.")
-    add = parser.add_argument
-    add("--plan", type=Path, default=Path("experiments/falsify/hypotheses.yaml"), help="the registered hypotheses")
-    add("--size", default="tiny", help="experiments/size/NAME.yaml")
-    add("--corpus", type=Path, default=Path("data_shards/world"), help="folder of shards")
-    add("--runs", type=Path, default=Path("runs"), help="where runs are, and go")
-    add("--out", type=Path, default=Path("reports/falsify"), help="verdict.json, report.md, report.html, figures")
-    add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
-    add("--fast", action="store_true", help="one seed, forty steps, no verdict")
-    return parser
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     policies   ours, all questions: metadata, predicted, fused, and metadata with noise of 0.25 to 1 decade
     spoof      whoever reads the scale, the plan's questions: every point of the grid, and shifts from each image's truth
     probes     ours: ungated A x, mean over tokens, read linearly for the factors of the world
+    told       any model, all questions: told the truth, and where it has an SSE-U told what that reads (`ablations`)
 
 Answers are teacher-forced: right is every token right, which is greedy exact match. Tables are files named by the
 model's fingerprint and read again if they are there, so a second call costs nothing and new weights a new table.
@@ -35,7 +36,7 @@ from scaleearth_pl.evaluation.protocols.probes_read import read_units
 from scaleearth_pl.evaluation.protocols.referee import referee_views
 from scaleearth_pl.model.backbone import silence_loading
 
-What = Literal["policies", "spoof", "probes"]
+What = Literal["policies", "spoof", "probes", "told"]
 NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
 SHIFTS_DECADES = tuple(k / 4 for k in range(-8, 9))
 SPOOFED = (OURS, "gsd_text", "bucketed", "plain_lora")
@@ -52,10 +53,10 @@ class Task:
     what: What
     corpus: Path
     out: Path
-    grid_m: tuple[float, ...]
-    family: str
-    permutations: int
-    limit: int | None
+    grid_m: tuple[float, ...] = ()
+    family: str = ""
+    permutations: int = 0
+    limit: int | None = None
 
 
 def grid(spec: Mapping[str, float]) -> tuple[float, ...]:
@@ -116,6 +117,8 @@ def measure(task: Task) -> Path:
         images = CorpusSplit.open(task.corpus, "test", limit_images=task.limit).images(subject)
         if task.what == "policies":
             table = tabulate(subject, images, referee_views(levels_decades=NOISE_DECADES, told=False))
+        elif task.what == "told":
+            table = tabulate(subject, images, told_views(subject))
         else:
             table = tabulate(subject, of_family(images, task.family), spoofing_views(subject, task.grid_m))
         table.save(file)
@@ -130,6 +133,11 @@ def spoofing_views(subject: Subject, grid_m: Sequence[float]) -> tuple[View, ...
         if subject.reads_scale
         else (truth,)
     )
+
+
+def told_views(subject: Subject) -> tuple[View, ...]:
+    """The truth, and what SSE-U makes of the image where there is one."""
+    return (View(policy="metadata"), *([View(policy="predicted")] if subject.has_sse_u else []))
 
 
 def of_family(images: Iterator[Asked], family: str) -> Iterator[Asked]:

@@ -23,8 +23,9 @@ KINDS = {
     "calibration": {"ratio", "coverage90", "rank_correlation"},
     "policy": {"policy", "cue", "bound"},
     "probes": {"permutations", "bound"},
+    "ablation": {"twin", "label"},
 }
-"""Kinds of test, with the bars that each needs."""
+"""Kinds of test, with the bars that each needs. An ablation has none: `scaleearth ablations` describes, and judges nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,9 @@ class Plan:
     def __post_init__(self) -> None:
         if OURS not in self.variants or not self.seeds or not self.hypotheses:
             raise ConfigError("a plan needs variant 'ours', a seed and a hypothesis", value=sorted(self.variants))
+        kinds = {hypothesis.kind for hypothesis in self.hypotheses}
+        if "ablation" in kinds and len(kinds) > 1:
+            raise ConfigError("ablations are a plan of their own: they judge nothing", value=sorted(kinds))
         for hypothesis in self.hypotheses:
             twin = hypothesis.bars.get("twin", OURS)
             if twin not in self.variants:
@@ -103,6 +107,17 @@ class Plan:
                     value=twin,
                     remedy="add it to variants",
                 )
+
+    def require(self, *kinds: str, command: str) -> None:
+        """`ConfigError` unless the plan has a test of each of these kinds, without which `command` has nothing to say."""
+        missing = sorted(set(kinds) - {h.kind for h in self.hypotheses})
+        if missing:
+            raise ConfigError(
+                f"the plan is not one for `scaleearth {command}`: it has no test of this kind",
+                field="hypotheses",
+                value=missing[0],
+                remedy="hypotheses.yaml is for `scaleearth falsify`, ablations.yaml for `scaleearth ablations`",
+            )
 
     @classmethod
     def load(cls, path: Path) -> Self:

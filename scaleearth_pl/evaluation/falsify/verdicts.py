@@ -10,8 +10,9 @@ A claim with several bars (calibration) is supported if all are met, refuted if 
 Seeds are reported one by one, and a difference that changes its sign with the seed is not called supported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,12 @@ class Statistic:
         """The (1 - level) percentile interval."""
         low, high = np.nanquantile(self.resamples, [level / 2, 1 - level / 2])
         return float(low), float(high)
+
+    def as_json(self) -> dict[str, Any]:
+        """`{estimate, ci95, seeds}`; null for a number that too few images leave undefined."""
+        numbers = {"estimate": [self.estimate], "ci95": self.interval(0.05), "seeds": self.seeds}
+        plain = {name: [x if math.isfinite(x) else None for x in values] for name, values in numbers.items()}
+        return {**plain, "estimate": plain["estimate"][0]}
 
     def p_value(self) -> float:
         """Two-sided p of the claim's opposite: the smaller, the surer that the quantity lies inside its bars."""
@@ -93,14 +100,9 @@ class Verdict:
             "claim": self.claim,
             "headline": self.headline,
             "verdict": self.verdict,
-            "estimate": None if first is None else first.estimate,
-            "ci95": None if first is None else list(first.interval(0.05)),
             "p_adjusted": self.p_adjusted,
-            "seeds": [] if first is None else list(first.seeds),
-            "statistics": [
-                {"name": s.name, "estimate": s.estimate, "ci95": list(s.interval(0.05)), "seeds": list(s.seeds)}
-                for s in self.statistics
-            ],
+            **({"estimate": None, "ci95": None, "seeds": []} if first is None else first.as_json()),
+            "statistics": [{"name": s.name, **s.as_json()} for s in self.statistics],
             "notes": list(self.notes),
         }
 
@@ -141,6 +143,13 @@ def judge(findings: Sequence[Finding], *, level: float) -> list[Verdict]:
         raise ConfigError("the level is a probability", field="level", value=level, remedy="0.05")
     adjusted = holm({f.name: f.p_value() for f in findings if not f.description and f.statistics})
     return [_judge_one(finding, adjusted.get(finding.name), level) for finding in findings]
+
+
+def withheld(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The same numbers without a word: what a smoke test of one seed and forty steps may say."""
+    return [
+        replace(v, verdict="described" if v.verdict == "described" else "undecided", p_adjusted=None) for v in verdicts
+    ]
 
 
 def _judge_one(finding: Finding, p_adjusted: float | None, level: float) -> Verdict:

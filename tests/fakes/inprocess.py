@@ -1,0 +1,29 @@
+"""The runs and measurements of `falsify` and `ablations` without processes, and the runs two steps long."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fakes.runs import DATA
+
+from scaleearth_pl.cli import run_lightning
+from scaleearth_pl.evaluation.falsify import measure, runs
+
+SMALL = [word for name, value in DATA.items() if name != "seed" for word in (f"--data.{name}", str(value))]
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[str]:
+    """Makes every job run in this process, with its own words but for size; returns the list of those that ran."""
+    started: list[str] = []
+
+    def train(job: runs.Job, _: int) -> None:
+        started.append(job.name)
+        run_lightning([*job.command[3:], *SMALL, "--data.cache_dir", str(cache), "--trainer.max_steps", "2"])
+
+    monkeypatch.setattr(runs, "run_one", train)
+    monkeypatch.setattr(measure, "measure_all", _measure_here)
+    return started
+
+
+def _measure_here(jobs: Sequence[measure.Task], _: int) -> dict[tuple[str, str, int], Path]:
+    return {(job.what, job.variant, job.seed): measure.measure(job) for job in jobs}
