@@ -26,9 +26,11 @@ OFFICIAL = [
     ("5000", "more than 1000", "count", "lr", 1), ("12", "between 10 and 100", "count", "hr", 0),
     ("500m2", "between 100m2 and 1000m2", "area", "hr", 1), ("5000m2", "more than 1000m2", "area", "hr", 1),
     # numbers inside sentences are not read
-    ("403", "about 427", "count", "lr", 0),
+    ("403", "about 427", "count", "lr", 0), ("12", "12.0", "count", "lr", 0), ("12", "twelve", "count", "lr", 0),
+    ("1200", "1,200", "count", "lr", 0), ("12", "-12", "count", "lr", 0), ("5000", "9" * 3000, "count", "lr", 1),
     # words
     ("yes", "Yes.", "presence", "lr", 1), ("yes", " yes ", "presence", "lr", 1), ("yes", "yes, it is", "comp", "lr", 0),
+    ("yes", "yes?", "presence", "lr", 1), ("yes", "yes..", "presence", "lr", 0), ("yes", "yes!", "presence", "lr", 0),
     ("rural", "Rural", "rural_urban", "lr", 1), ("yes", "", "presence", "lr", 0), ("yes", None, "presence", "lr", 0),
 ]  # fmt: skip
 
@@ -93,7 +95,8 @@ def test_lhrs_normalisation(text, normal):
 EARTHDIAL = [
     ("yes", "yes", 1), ("yes", "Yes.", 1), ("yes", "yes, there is", 1), ("yes", "yes there is", 0), ("yes", "y e s", 1),
     ("yes", "(yes)", 1), ("yes", '"yes"', 1), ("yes", "yes!", 1), ("yes", "yes/no", 0), ("yes", "no", 0),
-    ("yes", "yes.no", 0), ("yes", "", 0), ("yes", None, 0), ("rural", "rural\narea", 1),
+    ("yes", "yes.no", 0), ("yes", "**Yes.** There", 1), ("no", "No.\nThere is", 1), ("no", "(No.)x", 1), ("no", "x:,no", 0),
+    ("yes", "", 0), ("yes", None, 0), ("rural", "rural\narea", 1),
     # recall: half of the target's two tokens
     ("rural, urban", "rural", 1 / 3), ("not sure.", "notsure", 1 / 2), ("can not", "cannot", 1),
 ]  # fmt: skip

@@ -1,28 +1,51 @@
 """Which key of a foreign predictions file holds what.
 
+Keys are compared by their letters and digits only, in lower case: "Ground Truth", "ground-truth" and "groundTruth" are one.
+Where no key has a known name, one with a telling word in it is taken ("qwen_prediction", "gt_label").
+
 The trouble is `answer`: ground truth in most files, the model's answer in others (EarthDial writes the truth as
 `annotation`, LLaVA's descendants leave it out). It is what the file's other keys do not hold: the prediction where the
-truth has a name of its own, else the truth. What was taken for what is part of the report.
+truth has a name of its own, else the truth. Two more are told by what they hold: a `text` full of RSVQA's questions is the
+question, and of several keys that may be the type, the one is it that names RSVQA's types. What was taken for what is part
+of the report, and `--column` overrules it.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL, type_name, type_of_question
 
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "target": ("gt", "gt_answer", "gt_answers", "ground_truth", "groundtruth", "ground truth", "annotation", "target",
-               "targets", "label", "labels", "solution", "reference", "true_answer", "correct_answer"),
-    "prediction": ("pred", "prediction", "predicted", "pred_answer", "predicted_answer", "output", "outputs", "response",
-                   "model_output", "model_answer", "model_response", "generated", "generated_text", "generation", "text"),
-    "type": ("type", "question_type", "category", "vqa_type", "ttype", "types", "q_type", "qtype", "task"),
-    "question": ("question", "questions", "prompt", "query", "instruction"),
-    "source": ("source", "dataset", "data_source"),
-    "id": ("question_id", "questions_idx", "qa_id"),
+    "target": ("gt", "gtanswer", "gtanswers", "answergt", "gttext", "groundtruth", "groundtruthanswer", "annotation",
+               "target", "targets", "targetanswer", "label", "labels", "solution", "reference", "references", "truth",
+               "trueanswer", "correctanswer", "expected", "expectedanswer", "gold", "goldanswer", "gts"),
+    "prediction": ("pred", "prediction", "predicted", "predanswer", "answerpred", "predictedanswer", "predict", "preds",
+                   "predictions", "predtext", "output", "outputs", "outputtext", "response", "responses", "responsetext",
+                   "modeloutput", "modelanswer", "modelresponse", "modelprediction", "modelpred", "generated",
+                   "generatedtext", "generatedanswer", "generation", "completion", "reply", "hypothesis",
+                   "filteredresps", "resps", "result", "text"),
+    "type": ("type", "questiontype", "category", "vqatype", "ttype", "types", "qtype", "questioncategory", "subtask",
+             "tasktype", "task"),
+    "question": ("question", "questions", "prompt", "query", "instruction", "questiontext", "input", "text"),
+    "source": ("source", "dataset", "datasource", "datasetname", "benchmark"),
+    "id": ("questionid", "questionsidx", "qaid", "qid"),
 }  # fmt: skip
-"""Keys by meaning, the most explicit first; compared in lower case."""
+"""Keys by meaning, the most explicit first, as letters and digits."""
+
+_TELLING = {
+    "target": frozenset({"gt", "truth", "groundtruth", "target", "gold", "expected"}),
+    "prediction": frozenset({"pred", "prediction", "predicted", "output", "response", "generated", "completion"}),
+    "type": frozenset({"type", "category"}),
+    "question": frozenset({"question", "prompt"}),
+    "source": frozenset({"dataset"}),
+    "id": frozenset[str](),
+}
+_LOOK_AT = 500
+"""Rows whose values are looked at, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +76,15 @@ def find_columns(rows: Sequence[Mapping[str, Any]], *, file: str, chosen: Mappin
         ConfigError: no key for truth or prediction, or a chosen key that no row has.
     """
     present = Counter(key for row in rows for key in row)
-    found: dict[str, str | None] = {meaning: _commonest(names, present) for meaning, names in NAMES.items()}
+    seen = rows[:: max(1, len(rows) // _LOOK_AT)]
+    found: dict[str, str | None] = {meaning: _find(meaning, present, seen) for meaning in NAMES}
     for meaning, key in (chosen or {}).items():
         if key not in present:
             raise ConfigError(
                 f"no row has the key chosen for {meaning}", file=file, value=key, remedy=f"keys are {sorted(present)}"
             )
         found[meaning] = key
-    answer = next((key for key in present if key.lower() in ("answer", "answers")), None)
+    answer = next((key for key in present if _letters(key) in ("answer", "answers")), None)
     for missing, other in (("target", "prediction"), ("prediction", "target")):
         if found[missing] is None and found[other] is not None and answer not in (None, found[other]):
             found[missing] = answer
@@ -83,8 +107,32 @@ def find_columns(rows: Sequence[Mapping[str, Any]], *, file: str, chosen: Mappin
     )
 
 
-def _commonest(names: Iterable[str], present: Counter[str]) -> str | None:
-    """The key of these names that most rows have; the more explicit one among equals."""
-    by_lower = {key.lower(): key for key in present}
-    known = [by_lower[name] for name in names if name in by_lower]
-    return max(known, key=lambda key: present[key], default=None)
+def _find(meaning: str, present: Counter[str], seen: Sequence[Mapping[str, Any]]) -> str | None:
+    """The key of that meaning: by its name, else by a word in it; the commonest, the more explicit among equals."""
+    by_letters = {_letters(key): key for key in reversed(present)}
+    known = [by_letters[name] for name in NAMES[meaning] if name in by_letters]
+    known = known or [key for key in present if _TELLING[meaning] & _words(key) and not _is_named(key)]
+    if meaning == "type":
+        named = {key: _share(key, seen, lambda text: type_name(text) in OFFICIAL) for key in known}
+        return max(known, key=lambda key: (named[key], present[key]), default=None)
+    asks = {key: _share(key, seen, lambda text: type_of_question(text) is not None) > 0.5 for key in known}
+    if meaning == "question":
+        return max(known, key=lambda key: (asks[key], _letters(key) != "text", present[key]), default=None)
+    return max((key for key in known if not asks[key]), key=lambda key: present[key], default=None)
+
+
+def _share(key: str, seen: Sequence[Mapping[str, Any]], good: Callable[[str], bool]) -> float:
+    """Share of the rows looked at whose value under the key is a good text."""
+    return sum(isinstance(row.get(key), str) and good(row[key]) for row in seen) / max(1, len(seen))
+
+
+def _is_named(key: str) -> bool:
+    return any(_letters(key) in names for names in NAMES.values())
+
+
+def _letters(key: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", key.lower())
+
+
+def _words(key: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))

@@ -6,7 +6,8 @@ writes text, so target *and* prediction are binned before they are compared:
 - LR counts: 0, (0,10], (10,100], (100,1000], >1000. HR counts are exact.
 - areas (HR): 0 m2, (0,10], (10,100], (100,1000], >1000 square metres.
 - the names of the official classes ("between 10 and 100", "more than 1000m2") are read as the bins they name.
-- everything else: equal after lower case, single spaces and no final full stop.
+- everything else: equal after lower case, single spaces and without one final full stop or question mark (the official
+  vocabulary cuts off either, once).
 
 AA is the unweighted mean over types, OA the share of all questions. A prediction is read as a number only if the whole
 of it is one (with or without its unit): a number picked out of a sentence would be our guess, not the model's answer.
@@ -30,10 +31,14 @@ SOURCES = {"rsvqa_lr": "LR", "rsvqa_hr": "HR (USGS)", "rsvqa_hr_phili": "HR (Phi
 
 CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
 
-_COUNT = re.compile(r"\d+")
+_COUNT = re.compile(
+    r"\d{1,4000}"
+)  # Python reads no integer of more than 4,300 digits, and models do get stuck on "0000..."
 _AREA = re.compile(r"(\d+(?:\.\d+)?) ?(?:m2|m²|m\^2|square met(?:re|er)s?)?")
 _BIN_EDGES = (10, 100, 1000)
-_CLASS_NAME = re.compile(r"(?:between (?P<low>\d+)(?:m2)? and (?P<high>\d+)|more than (?P<more>\d+))(?:m2)?")
+_CLASS_NAME = re.compile(
+    r"(?:between (?P<low>\d{1,9})(?:m2)? and (?P<high>\d{1,9})|more than (?P<more>\d{1,9}))(?:m2)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,8 @@ class RsvqaScore:
 
 def official_class(text: str, *, type: str, source: str) -> str:
     """The class of an answer text under the official binning; the normalised text itself where nothing is binned."""
-    plain = " ".join(text.lower().split()).rstrip(".")
+    plain = " ".join(text.lower().split())
+    plain = plain[:-1].rstrip() if plain.endswith((".", "?")) else plain
     named = _named_bin(plain, unit="m2" if type == "area" else "")
     if named is not None and (type == "area" or (type == "count" and source in BINNED_COUNT_SOURCES)):
         return named

@@ -1,31 +1,36 @@
-"""Anybody's RSVQA predictions file, JSON or JSON lines, to cases; nothing is lost without being counted.
+"""Anybody's RSVQA predictions file to cases; nothing is lost without being counted.
 
 A row is dropped for one of the reasons in `DROPS`, and every repair is counted in `notes`. What is repaired is the
 *container*, never the answer: a list of one answer is that answer, 12.0 is "12", true is "yes". The ground truth is
-spelled as RSVQA spells it (lower case, no outer spaces), because two of the repositories compare with it as it stands; the
-prediction reaches the matcher exactly as the model wrote it. A null prediction stays in: an answer that was not given is
-wrong, not absent.
+spelled as RSVQA spells it (lower case, no outer spaces, whole numbers without a point), because two of the repositories
+compare with it as it stands; the prediction reaches the matcher exactly as the model wrote it. A null prediction stays
+in: an answer that was not given is wrong, not absent. Rows that ask the same question twice all count, and are noted.
 """
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.rsvqa.columns import Columns, find_columns
-from scaleearth_pl.evaluation.rsvqa.types import type_name, type_of_question
+from scaleearth_pl.evaluation.rsvqa.files import read_objects
+from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL, type_name, type_of_question, type_of_target
 
 DROPS = {
     "not_json": "the line is not a JSON object",
     "no_target": "no ground truth",
     "several_targets": "ground truths that contradict each other",
-    "no_type": "no type stated, and the question fits no template of RSVQA",
+    "no_type": "no type stated, and neither question nor ground truth gives one of RSVQA's away",
 }
 """Reasons for which a row cannot be scored under any matcher."""
+
+_WHOLE = re.compile(r"(\d+)\.0+")
+_DEEPEST = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,18 +68,16 @@ def read_table(path: Path, *, chosen: Mapping[str, str] | None = None) -> Table:
     """Reads a predictions file.
 
     Args:
-        path: JSON (a list of objects, or an object that holds one) or JSON lines.
+        path: anything that `files.read_objects` takes: JSON, JSON lines, CSV, gzip.
         chosen: meaning (target, prediction, type, question, source, id) to key, where the user knows better.
 
     Raises:
-        ConfigError: unreadable, without a single object, or without truth or prediction.
+        ConfigError: unreadable, without a single row, without truth or prediction, or with no row that can be scored.
     """
-    found = _objects(path)
-    rows = [row for row in found if row is not None]
-    if not rows:
-        raise ConfigError("no JSON object in the file", file=path, remedy="give JSON lines, or a JSON list of objects")
-    columns = find_columns(rows, file=str(path), chosen=chosen)
+    found, replaced = read_objects(path)
+    columns = find_columns([row for row in found if row is not None], file=str(path), chosen=chosen)
     table = Table(path=path, columns=columns, rows=[], n_read=len(found))
+    table.notes["bytes_replaced"] += replaced
     for line, row in enumerate(found, start=1):
         if row is None:
             table.drop("not_json", line, "")
@@ -82,25 +85,32 @@ def read_table(path: Path, *, chosen: Mapping[str, str] | None = None) -> Table:
         answered = _answered(row, line, table)
         if answered is not None:
             table.rows.append(answered)
+    if not table.rows:
+        raise ConfigError(
+            f"none of {len(found)} rows can be scored: {dict(table.dropped)}",
+            file=path,
+            field="columns",
+            value=columns.as_json(),
+            remedy="name the keys with --column MEANING=KEY",
+        )
+    seen = Counter((row.source, row.id, row.question) for row in table.rows if row.id)
+    table.notes["asked_again"] = sum(seen.values()) - len(seen)
     return table
 
 
 def _answered(row: Mapping[str, Any], line: int, table: Table) -> Answered | None:
     columns, notes = table.columns, table.notes
-    targets = _texts(row.get(columns.target), notes, "target")
-    if len(set(targets)) != 1 or not targets[0].strip():
-        reason = "several_targets" if len(set(targets)) > 1 else "no_target"
-        table.drop(reason, line, row.get(columns.target))
+    stated = _texts(row.get(columns.target), notes, "target")
+    targets = {_as_rsvqa(text) for text in stated}
+    if len(targets) != 1 or not (target := targets.pop()):
+        table.drop("several_targets" if targets else "no_target", line, row.get(columns.target))
         return None
-    target = targets[0].strip().lower()
-    notes["target_respelled"] += target != targets[0]
+    notes["target_respelled"] += target != stated[0]
     question = _text(row, columns.question)
-    stated = type_name(_text(row, columns.type) or "")
-    type_ = stated or type_of_question(question or "")
+    type_ = _type(_text(row, columns.type), question, target, notes)
     if type_ is None:
         table.drop("no_type", line, question)
         return None
-    notes["type_from_question"] += not stated
     predictions = _texts(row.get(columns.prediction), notes, "prediction")
     notes["prediction_null"] += not predictions
     notes["prediction_empty"] += bool(predictions) and not "".join(predictions).strip()
@@ -115,59 +125,54 @@ def _answered(row: Mapping[str, Any], line: int, table: Table) -> Answered | Non
     )
 
 
+def _as_rsvqa(target: str) -> str:
+    plain = target.strip().lower()
+    whole = _WHOLE.fullmatch(plain)
+    return whole[1] if whole else plain
+
+
+def _type(stated: str | None, question: str | None, target: str, notes: Counter[str]) -> str | None:
+    """The type as stated, if it is one of RSVQA's; else the question's, the stated one, the truth's, in this order."""
+    name = type_name(stated or "")
+    if name in OFFICIAL:
+        return name
+    from_question = type_of_question(question or "")
+    notes["type_from_question"] += from_question is not None
+    if from_question or name:
+        return from_question or name
+    from_target = type_of_target(target)
+    notes["type_from_target"] += from_target is not None
+    return from_target
+
+
 def _text(row: Mapping[str, Any], key: str | None) -> str | None:
     texts = _texts(row.get(key), Counter(), "") if key else []
     return texts[0] if texts else None
 
 
-def _texts(value: Any, notes: Counter[str], what: str) -> list[str]:
-    """A JSON value as texts: none for null, several only for a list of several."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return []
+def _texts(value: Any, notes: Counter[str], what: str, depth: int = 0) -> list[str]:
+    """A JSON value as texts: none for null, several only for a list of several; too deep a nest is a text of its own."""
     if isinstance(value, str):
         return [value]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if depth > _DEEPEST:
+        return ["(nested too deeply)"]
     if isinstance(value, list):
         notes[f"{what}_list_unwrapped"] += 1
-        return [text for item in value for text in _texts(item, notes, what)]
+        return [text for item in value for text in _texts(item, notes, what, depth + 1)]
     if isinstance(value, dict):
         notes[f"{what}_object_unwrapped"] += 1
         key = next((key for key in ("answer", "text", "content", "value") if key in value), None)
-        return [json.dumps(value)] if key is None else _texts(value[key], notes, what)
+        return [_dumped(value)] if key is None else _texts(value[key], notes, what, depth + 1)
     notes[f"{what}_not_text"] += 1
     if isinstance(value, bool):
         return ["yes" if value else "no"]
-    return [str(int(value)) if float(value).is_integer() else str(value)]
+    return [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)]
 
 
-def _objects(path: Path) -> list[dict[str, Any] | None]:
-    """Every row of the file, None for one that is no object."""
+def _dumped(value: Mapping[str, Any]) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"predictions file cannot be read: {error}", file=path) from error
-    try:
-        return list(_of_document(json.loads(text)))
-    except ValueError:
-        return [_of_line(line) for line in text.splitlines() if line.strip()]
-
-
-def _of_line(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _of_document(document: Any) -> Iterator[dict[str, Any] | None]:
-    """Rows of a whole-file document: a list, an object around a list, an object of objects, or one row."""
-    if isinstance(document, dict):
-        lists: Sequence[Any] = [v for v in document.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        if lists:
-            document = max(lists, key=len)
-        elif document and all(isinstance(v, dict) for v in document.values()):
-            document = list(document.values())
-        else:
-            document = [document]
-    for row in document if isinstance(document, list) else [None]:
-        yield row if isinstance(row, dict) else None
+        return json.dumps(value)
+    except RecursionError:
+        return "(nested too deeply)"

@@ -26,15 +26,17 @@ _NUMBERS = {
 } | {"none": "0"}
 _ARTICLES = frozenset({"a", "an", "the"})
 _STOPS_DELETED = int(re.UNICODE)
+_COMMAS = str.maketrans("", "", ",?")
+_STOP = re.compile(r"\.(?!\d)")
 
 
 def normalise(text: str) -> str:
     """The text as LHRS-Bot compares it."""
-    text = text.lower().translate(str.maketrans("", "", ",?")).replace("'s", " 's").strip()
+    text = text.lower().translate(_COMMAS).replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    touches = {mark for mark in _MARKS if f"{mark} " in text or f" {mark}" in text}
+    touches = {mark for mark in _MARKS if mark in text and (f"{mark} " in text or f" {mark}" in text)}
     text = "".join(("" if mark in touches else " ") if mark in _MARKS else mark for mark in text)
-    text = re.sub(r"\.(?!\d)", "", text, count=_STOPS_DELETED)
+    text = _STOP.sub("", text, count=_STOPS_DELETED)
     words = (_NUMBERS.get(word, word) for word in text.split())
     return " ".join(word for word in words if word not in _ARTICLES)
 

@@ -1,0 +1,187 @@
+"""`python -m scaleearth_pl.evaluation.rsvqa table EVALUATION... --out FILE.md`: matcher x GSD policy x variant.
+
+EVALUATION is a folder of `scaleearth evaluate` (one evaluation, or any folder above several), whose predictions.jsonl is
+scored anew and whose row.json says which variant was told what of the GSD. LR and HR stand apart, since they differ in types,
+in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. All evaluations must
+have answered the same questions, else their numbers would not belong side by side.
+
+OA is the share of all questions (micro), AA the unweighted mean over the types that the matcher scores.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.predictions import PREDICTIONS
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
+from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
+from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table, read_table
+from scaleearth_pl.evaluation.rsvqa.score import CAVEAT, MatcherScore, score_table
+
+ROW = "row.json"
+FLOOR = "*majority floor*"
+MARK = "<!-- below: written by `python -m scaleearth_pl.evaluation.rsvqa table` -->"
+_GENERATE = "run `scaleearth evaluate` without --teacher-forced"
+
+Scores = Mapping[str, Mapping[str, MatcherScore]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One variant under one policy: its scores by source and matcher, and which questions they are of."""
+
+    variant: str
+    policy: str
+    scores: Scores
+    questions: Mapping[str, frozenset[tuple[Any, ...]]]
+    facts: Mapping[str, Any]
+
+
+def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
+    """Every RSVQA evaluation in or below the paths, in the order given.
+
+    Raises:
+        ConfigError: none there, one without its row.json or without a source of RSVQA, or two that answered other
+            questions.
+    """
+    folders = [file.parent for path in paths for file in _files(path)]
+    evaluations = [_evaluation(folder) for folder in dict.fromkeys(folders)]
+    for other in evaluations[1:]:
+        if other.questions != evaluations[0].questions:
+            raise ConfigError(
+                "two evaluations answered other questions",
+                field="evaluation",
+                value=[f"{e.variant}, {e.policy}" for e in (evaluations[0], other)],
+                remedy="evaluate all on one corpus and split, with the same limits",
+            )
+    return evaluations
+
+
+def markdown(evaluations: Sequence[Evaluation], *, split: str) -> str:
+    """All tables: by source one of OA and AA under every matcher, then one a matcher with every type."""
+    lines = [f"{CAVEAT} All numbers are per cent; **bold** lies above the majority floor."]
+    for source in evaluations[0].scores:
+        name = SOURCES[source]
+        kept = next(iter(evaluations[0].scores[source].values()))
+        types = ", ".join(f"{t.n} {kind}" for kind, t in kept.types.items())
+        lines += ["", f"## {name}, {split}: {kept.n} questions ({types})", "", *_overview(evaluations, source)]
+        for matcher in evaluations[0].scores[source]:
+            lines += ["", f"### {name}, `{matcher}`: {MATCHERS[matcher].what}", ""]
+            lines += _by_type(evaluations, source, matcher)
+    return "\n".join([*lines, "", "## What was evaluated", "", *_facts(evaluations)]) + "\n"
+
+
+def write_table(paths: Sequence[Path], *, out: Path | None, split: str) -> str:
+    """The tables of these evaluations, also written to `out`; an existing file keeps what stands above `MARK`."""
+    text = markdown(read_evaluations(paths), split=split)
+    if out is None:
+        return text
+    try:
+        before = out.read_text(encoding="utf-8").partition(MARK)[0] if out.exists() else "# RSVQA\n\n"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{before.rstrip()}\n\n{MARK}\n\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the tables cannot be written: {error}", file=out, field="out", remedy="--out FILE"
+        ) from error
+    return text
+
+
+def _files(path: Path) -> list[Path]:
+    found = [path] if path.is_file() else sorted(path.glob(f"**/{PREDICTIONS}"))
+    if not found:
+        raise ConfigError(
+            f"no {PREDICTIONS} there", file=path, remedy="name the output folder of `scaleearth evaluate`"
+        )
+    return found
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    try:
+        row = json.loads((folder / ROW).read_text())
+        variant, policy = row["subject"], row["configuration"]["view"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"nothing says which variant and policy this is: {error!r}",
+            file=folder / ROW,
+            remedy="finish the evaluation with `scaleearth evaluate`",
+        ) from error
+    table = read_table(folder / PREDICTIONS)
+    by_source: dict[str, list[Answered]] = defaultdict(list)
+    for answered in table.rows:
+        by_source[answered.source or ""].append(answered)
+    if all(answered.prediction is None for answered in table.rows):
+        raise ConfigError("no text was generated", file=table.path, field="prediction", value=None, remedy=_GENERATE)
+    kept = {source: by_source[source] for source in SOURCES if source in by_source}
+    if not kept:
+        raise ConfigError(
+            "no source of RSVQA", file=table.path, field="source", value=list(by_source), remedy=f"{[*SOURCES]}"
+        )
+    return Evaluation(
+        variant=variant,
+        policy=policy,
+        scores={source: _scores(replace(table, rows=rows), source) for source, rows in kept.items()},
+        questions={s: frozenset((r.id, r.question, r.type, r.target) for r in rows) for s, rows in kept.items()},
+        facts=row,
+    )
+
+
+def _scores(table: Table, source: str) -> dict[str, MatcherScore]:
+    types = Counter(row.type for row in table.rows)
+    rules = [rule for rule in MATCHERS.values() if types.keys() - rule.skips]
+    return {rule.name: score_table(table, rule, dataset="lr" if source == "rsvqa_lr" else "hr") for rule in rules}
+
+
+def _overview(evaluations: Sequence[Evaluation], source: str) -> Iterator[str]:
+    first = evaluations[0].scores[source]
+    yield from _head(["variant", "GSD policy", *(f"{name} {what}" for name in first for what in ("OA", "AA"))])
+    floors = [x for score in first.values() for x in (score.majority_oa, score.majority_aa)]
+    yield _line([FLOOR, "", *map(_percent, floors)])
+    for one in evaluations:
+        values = [x for score in one.scores[source].values() for x in (score.oa, score.aa)]
+        yield _line([one.variant, one.policy, *map(_above, values, floors)])
+
+
+def _by_type(evaluations: Sequence[Evaluation], source: str, matcher: str) -> Iterator[str]:
+    first = evaluations[0].scores[source][matcher]
+    yield from _head(["variant", "GSD policy", *first.types, "AA", "OA"])
+    floors = [*(t.majority for t in first.types.values()), first.majority_aa, first.majority_oa]
+    yield _line([FLOOR, "", *map(_percent, floors)])
+    if matcher == "lhrs":
+        silent = [t.empty_answer for t in first.types.values()]
+        yield _line(["*empty answer*", "", *map(_percent, silent), "", ""])
+    for one in evaluations:
+        score = one.scores[source][matcher]
+        values = [*(t.score for t in score.types.values()), score.aa, score.oa]
+        yield _line([one.variant, one.policy, *map(_above, values, floors)])
+
+
+def _facts(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    yield from _head(["variant", "GSD policy", "images", "questions", "seconds", "trained at", "evaluated at"])
+    for one in evaluations:
+        row, counts = one.facts, one.facts.get("counts", {})
+        cells = [counts.get("images"), counts.get("questions"), row.get("seconds")]
+        commits = [str(row.get(key) or "-")[:12] for key in ("trained_commit", "commit")]
+        yield _line([one.variant, one.policy, *map(str, cells), *commits])
+
+
+def _head(names: Sequence[str]) -> Iterator[str]:
+    yield _line(names)
+    yield _line(["---", "---", *["---:"] * (len(names) - 2)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _above(value: float | None, floor: float | None) -> str:
+    bold = value is not None and floor is not None and value > floor + 1e-9
+    return f"**{_percent(value)}**" if bold else _percent(value)
