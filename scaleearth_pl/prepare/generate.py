@@ -40,6 +40,7 @@ class GenerateConfig:
     Args:
         corpus: folder of `index.json`; a sample without a class label is asked about too, and the prompt says so.
         splits: splits of that corpus.
+        sources: sources of that corpus, () for all; those that bring questions of their own need none.
         families: of "identification", "scale_specific", "discriminative".
         questions: pairs per request at most.
         coarsen: factors of area averaging, beside the image itself.
@@ -48,6 +49,7 @@ class GenerateConfig:
 
     corpus: Path
     splits: tuple[str, ...] = ("train",)
+    sources: tuple[str, ...] = ()
     families: tuple[str, ...] = FAMILIES
     questions: int = 2
     coarsen: tuple[int, ...] = ()
@@ -77,6 +79,7 @@ def plan(config: GenerateConfig, chat: ChatConfig) -> Iterator[Job]:
     Raises:
         ShardError: a shard is missing or cut.
         IndexSchemaError: the corpus has no index, or no such split.
+        ConfigError: it has no such source.
     """
     index = ShardIndex.load(config.corpus)
     reader = ShardReader(index)
@@ -92,7 +95,12 @@ def plan(config: GenerateConfig, chat: ChatConfig) -> Iterator[Job]:
 
 def _rows(index: ShardIndex, config: GenerateConfig) -> list[int]:
     """Rows to ask about: samples of one image, as the prompts have it; change pairs keep their own questions."""
-    return [row for row in index.rows(config.splits).tolist() if row not in index.later][: config.limit]
+    source = index.text["source"]
+    if unknown := sorted(set(config.sources) - set(source)):
+        known = ", ".join(sorted(set(source)))
+        raise ConfigError("corpus has no such source", file=index.root, field="sources", value=unknown[0], remedy=known)
+    rows = (row for row in index.rows(config.splits).tolist() if row not in index.later)
+    return [row for row in rows if not config.sources or source[row] in config.sources][: config.limit]
 
 
 def _jobs_of(
@@ -121,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_job_arguments(parser)
     parser.add_argument("--splits", nargs="+", default=["train"], help="splits to ask about")
+    parser.add_argument(
+        "--sources", nargs="+", default=[], help="sources to ask about, such as patternnet; default all"
+    )
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES, help="kinds of questions")
     parser.add_argument("--questions", type=int, default=2, help="pairs per request at most")
     parser.add_argument("--coarsen", type=int, nargs="*", default=[], help="factors of area averaging, such as 4 16")
@@ -131,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = GenerateConfig(
             corpus=args.corpus,
             splits=tuple(args.splits),
+            sources=tuple(args.sources),
             families=tuple(args.families),
             questions=args.questions,
             coarsen=tuple(args.coarsen),

@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.prepare.children import children_die_with_us
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
 from scaleearth_pl.prepare.join import join_parts
 from scaleearth_pl.prepare.leakage import read_drop
@@ -101,7 +102,8 @@ def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
     executor = _executor(task, engine, log)
     if not executor.get_incomplete_ranks():
         return
-    executor.run()
+    with children_die_with_us():
+        executor.run()
     if engine.executor == "slurm":
         raise TasksPendingError(
             f"{engine.tasks} tasks were submitted to Slurm as job {executor.job_id}",

@@ -215,12 +215,12 @@ def request_key(body: dict[str, Any]) -> str:
 
 
 def reply_of(body: dict[str, Any], key: str) -> dict[str, Any]:
-    """An honest reply to a request for pairs or for verdicts; `evidence` of pairs holds the request's key."""
+    """An honest reply to a request for pairs or for verdicts; `evidence` of pairs and reasons of verdicts hold its key."""
     text = json.dumps(body)
     number = [int(c, 16) for c in key]
     if "Judge all" in text:
         n_pairs = int(re.search(r"Judge all (\d+) pairs", text)[1])  # type: ignore[index]
-        return {"verdicts": [_verdict(k, number[4 * k : 4 * k + 4]) for k in range(n_pairs)]}
+        return {"verdicts": [_verdict(k, number[4 * k : 4 * k + 4], key) for k in range(n_pairs)]}
     label = re.search(r"told to you alone: ([a-z ]+)\.", text)
     family = re.search(r"Family: ([A-Z-]+)\.", text)[1]  # type: ignore[index]
     subject = SUBJECTS[number[9] % len(SUBJECTS)]
@@ -237,9 +237,10 @@ def reply_of(body: dict[str, Any], key: str) -> dict[str, Any]:
     return {"pairs": [choice] if family == "DISCRIMINATIVE" else [pair, bad] if number[8] % 3 == 0 else [pair]}
 
 
-def _verdict(k: int, draws: list[int]) -> dict[str, Any]:
+def _verdict(k: int, draws: list[int], key: str) -> dict[str, Any]:
     axes = ("answerable", "right_for_scale", "consistent", "well_formed")
-    return {"pair": k, **{a: {"reason": f"draw {d}", "passes": d > 1} for a, d in zip(axes, draws, strict=True)}}
+    verdicts = {a: {"reason": f"draw {d} of {key}", "passes": d > 1} for a, d in zip(axes, draws, strict=True)}
+    return {"pair": k, **verdicts}
 
 
 def _openai(body: dict[str, Any], text: str, stop: str, tokens: tuple[int, int]) -> dict[str, Any]:

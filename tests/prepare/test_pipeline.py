@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fakes.corpus import fake_sample
 from scale.archive import make_archive
@@ -88,6 +92,39 @@ def test_finished_tasks_are_not_repeated_after_a_kill(
     assert content(tmp_path / "c.partial") == content(built)
     pipeline.build(config(archive, tasks=2), tmp_path / "d")
     assert ran[4:] == [0, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_build_leaves_no_process(archive: Path, tmp_path: Path, workers: int) -> None:
+    """kill -9 of the build alone: manager, fork server and workers go with it, or they would write on."""
+    code = (
+        "import json, sys; from pathlib import Path; from scaleearth_pl.prepare import parts, pipeline; "
+        "pipeline.build(json.loads(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", code, json.dumps(config(archive, workers=workers)), str(tmp_path / "c")]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not list(tmp_path.glob("c.parts/*/0*/train")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    while (left := members(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def members(group: int) -> list[psutil.Process]:
+    """Living processes of a process group."""
+    return [p for p in psutil.process_iter(["status"]) if p.info["status"] != "zombie" and group_of(p.pid) == group]
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def test_a_yaml_describes_it(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

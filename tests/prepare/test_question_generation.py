@@ -7,11 +7,14 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes.chat_server import ChatServer
+from fakes.corpus import fake_sample, random_image
 from fakes.labelled import QUICK, make_labelled_corpus
 
 from scaleearth_pl.core.errors import ConfigError
@@ -20,6 +23,7 @@ from scaleearth_pl.prepare import generate
 from scaleearth_pl.prepare.chat import ChatConfig
 from scaleearth_pl.prepare.generate import GenerateConfig, plan, plan_size
 from scaleearth_pl.prepare.ledger import read_records
+from scaleearth_pl.prepare.write import ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,19 @@ def test_unknown_scale_is_asked_for_no_scale(tmp_path: Path) -> None:
         assert run(corpus, out, server, "--coarsen", "2") == 0
     assert Counter(r["family"] for r in records(out).values()) == {"identification": 2, "discriminative": 2}
     assert all("UNKNOWN" in text_of(body) and "Metres per pixel: unknown" in text_of(body) for body in server.bodies)
+
+
+def test_only_the_named_sources_are_asked_about(tmp_path: Path) -> None:
+    corpus = tmp_path / "c"
+    with ShardWriter(corpus, corpus="two") as writer:
+        for number, source in enumerate(("mtsccd", "rsvqa_lr", "patternnet")):
+            sample = replace(fake_sample(number), source=source)
+            writer.write(sample, random_image(np.random.default_rng(number), 64, 64), "png")
+    with ChatServer() as server:
+        assert run(corpus, tmp_path / "g.jsonl", server, "--sources", "patternnet", "mtsccd") == 0
+        assert server.arrivals.total() == 6
+        assert run(corpus, tmp_path / "n.jsonl", server, "--sources", "patternet") == 2
+    assert {r["source"] for r in records(tmp_path / "g.jsonl").values()} == {"patternnet", "mtsccd"}
 
 
 def test_uncertain_scale_is_told_as_such(tmp_path: Path) -> None:
