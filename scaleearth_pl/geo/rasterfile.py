@@ -7,6 +7,7 @@ nothing else reaches GDAL. Every failure becomes one `SampleError` that names th
 A header costs nothing to read, however large the raster that it announces; `raster.py` decides what may be decoded.
 """
 
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -45,6 +46,9 @@ _ENV = {
 in the middle is an error, where GDAL would fill the rest with grey. The block cache is in bytes; GDAL's own default is
 five percent of the machine's memory."""
 
+_SILENT = ("ignore", None, NotGeoreferencedWarning, None, 0)
+_FILTERING = threading.Lock()
+
 
 @dataclass(frozen=True, kw_only=True)
 class RasterHeader:
@@ -72,7 +76,8 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     """
     driver = _driver_of(path)
     try:
-        with rasterio.Env(**_ENV), _quiet(), rasterio.open(path, driver=driver) as dataset:
+        _expect_no_georeference()
+        with rasterio.Env(**_ENV), rasterio.open(path, driver=driver) as dataset:
             if dataset.count < 1 or dataset.width * dataset.height < 1:
                 raise SampleError("raster has no pixels", file=path, field="bands", value=dataset.count)
             yield dataset
@@ -161,9 +166,20 @@ def _crs_text(dataset: DatasetReader) -> str | None:
         return str(dataset.crs.to_wkt())
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A file without georeference is an answer here, not a warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+def _expect_no_georeference() -> None:
+    """A file without georeference is an answer here, not a warning, whichever thread opens it.
+
+    `warnings.catch_warnings` would say so for one block, but the list of filters belongs to the process: of two threads
+    inside such a block, the first to leave switches the warning on again for the other, and the last to leave puts back a
+    list without the filters that anybody else has added meanwhile. rasterio has no option to stay silent. So one filter,
+    of this category alone, goes before the others and stays; nothing is ever taken out. It is looked for again at every
+    opening, because the module may have been imported inside somebody's `catch_warnings` (pytest does), whose end
+    drops it. Price: the program's own use of rasterio is not warned of missing georeference any more.
+    """
+    with _FILTERING:
+        decisive = next((f for f in warnings.filters if issubclass(NotGeoreferencedWarning, f[2])), None)
+        if decisive != _SILENT:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+
+_expect_no_georeference()

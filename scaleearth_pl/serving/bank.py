@@ -31,7 +31,8 @@ class BankEntry:
     """One folded adapter: the scale it is folded at, the cell [low_m, high_m] that it serves, and its errors there.
 
     `gate_error` is the largest change of any gate inside the cell, `update_error` that of the whole update (relative);
-    `difference_to_gated` and `difference_to_base` are of logits, measured at export; None if that was skipped.
+    `difference_to_gated` and `difference_to_base` are of logits, relative to the largest, measured at export; None if
+    that was skipped. `difference_absolute` is the former in logits.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BankEntry:
     n_bytes: int
     difference_to_gated: float | None = None
     difference_to_base: float | None = None
+    difference_absolute: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ from scaleearth_pl.model.generate import greedy, prompts_only
 from scaleearth_pl.serving.images import ImageInput, OpenedImage, open_image
 from scaleearth_pl.serving.loading import LoadedModel, Precision, load_model
 from scaleearth_pl.serving.query import Answer, Prepared, Prompt, Query, as_sample, users_word
-from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, resolve_scales, source_of
+from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, disagreement, resolve_scales, source_of
 from scaleearth_pl.serving.stream import OnToken, Streams, passes, shifted
 
 __all__ = ["Answer", "Assistant", "Prepared", "Prompt", "Query", "ScaleUsed"]
@@ -265,6 +265,7 @@ class Assistant:
         gsd_m = 10**log10 if math.isfinite(log10) else None
         ratio = math.sqrt(math.prod(image.native_size) / math.prod(seen))
         enlarged = ["enlarged to the smallest size the model takes"] if prepared.processed.upsampled else []
+        apart = disagreement(prepared.choice.policy, (gsd.gsd_m, gsd.sigma_log10), (10**mu / ratio, spread))
         return ScaleUsed(
             policy=prepared.choice.policy,
             source=source_of(prepared.choice.policy, None if gsd.chosen is None else gsd.chosen.source),
@@ -279,5 +280,5 @@ class Assistant:
             sse_u_sigma_log10=None if math.isnan(spread) else spread,
             native_size=image.native_size,
             seen_size=seen,
-            notes=(*gsd.all_notes, *image.notes, *enlarged),
+            notes=(*gsd.all_notes, *image.notes, *enlarged, *apart),
         )

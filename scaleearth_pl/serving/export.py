@@ -180,21 +180,24 @@ def _entry(
         n_bytes=sum(file.stat().st_size for file in folder.iterdir()),
         difference_to_gated=None if found is None else found.to_gated,
         difference_to_base=None if found is None else found.to_base,
+        difference_absolute=None if found is None else found.to_gated_absolute,
     )
 
 
 def policy_errors(metric: UpdateMetric, scales: Sequence[FoldScale], run: Path) -> list[PolicyError]:
     """What choosing by GSD alone costs where the gate would know a sigma; worst over the bank's own GSDs.
 
-    SSE-U's sigma is the median over the run's test images; without `sse_u.jsonl` a table of 0.1, 0.3, 0.5 stands in.
+    SSE-U's sigma is the median over the run's test images, and beside it that of the least sure twentieth, because the
+    images that show no scale have several times the sigma of the others. Without `sse_u.jsonl` a table stands in.
     """
     sharp = [scale for scale in scales if scale.sigma_log10 == 0]
     sigmas = dict(METADATA_SIGMAS)
     file = run / SSE_U_ROWS
     if file.is_file():
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        sse_u = statistics.median(row["sigma"] for row in rows)
-        sigmas["predicted, median sigma"] = sse_u
+        every = sorted(row["sigma"] for row in rows)
+        sse_u = statistics.median(every)
+        sigmas |= {"predicted, median sigma": sse_u, "predicted, 95th percentile": every[int(0.95 * len(every))]}
         sigmas |= {f"fused, {name}": sigma * sse_u / (sigma**2 + sse_u**2) ** 0.5 for name, sigma in _short().items()}
     else:
         sigmas |= {f"predicted, sigma {sigma:g}": sigma for sigma in (0.1, 0.3, 0.5)}
@@ -231,7 +234,11 @@ def summary(bank: Bank, out: Path) -> str:
     ]
     if bank.tolerance is not None:
         worst, least = max(e.difference_to_gated for e in entries), min(e.difference_to_base for e in entries)
-        lines.append(f"read back through PEFT: {worst:.1e} from the gated model, {least:.2g} or more from the base")
+        logit = max(e.difference_absolute for e in entries)
+        lines.append(
+            f"read back through PEFT: {worst:.1e} of the largest logit from the gated model ({logit:.1e} absolute), "
+            f"{least:.2g} or more from the base"
+        )
     lines += [
         f"without a sigma axis, {e.policy} ({e.sigma_log10:.2g}): gates {e.gate_error:.3f}, update {e.update_error:.1%}"
         for e in bank.policy_errors

@@ -10,7 +10,8 @@
 The arithmetic is the resolver's (`model/resolver.py`), applied once per policy to the trees that ask for it; only
 `open` is of this file, because no training or evaluation knows it. The default is `fused` in a model with SSE-U: exact
 metadata (0.01 decades) then keep the last word, a nominal product GSD is corrected a little, and a bare photograph is
-answered by what the image shows, with that uncertainty in the gate.
+answered by what the image shows, with that uncertainty in the gate. Both words may be wrong by more than they admit, SSE-U's
+above all on imagery unlike its training; a product of Gaussians cannot see that, so `disagreement` says it aloud.
 
 Legend of shape suffixes: G trees.
 """
@@ -28,6 +29,9 @@ from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import check_gsd_m
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
+
+DISAGREEMENT = 3.0
+"""Joint sigmas between the file's word and SSE-U's from which they are said to contradict each other: 1 in 370 by chance."""
 
 Policy = Literal["metadata", "predicted", "fused", "spoof", "open"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -155,3 +159,24 @@ def source_of(policy: Policy, metadata_source: str | None) -> str:
         return "SSE-U"
     assert metadata_source is not None  # policy "metadata" without a GSD was refused
     return metadata_source if policy == "metadata" else f"{metadata_source} and SSE-U"
+
+
+def disagreement(
+    policy: Policy, metadata: tuple[float | None, float | None], sse_u: tuple[float, float]
+) -> tuple[str, ...]:
+    """A note where SSE-U has a say and contradicts the file (or the user), else nothing.
+
+    Args:
+        policy: that decided.
+        metadata: (metres per pixel of the file, sigma in decades); None where unknown.
+        sse_u: the same of SSE-U, per pixel of the file too; NaN in a model without it.
+    """
+    gsd_m, sigma = metadata
+    heard = policy in ("fused", "predicted")
+    if not heard or gsd_m is None or sigma is None or not all(map(math.isfinite, sse_u)):
+        return ()
+    apart = abs(math.log10(sse_u[0] / gsd_m)) / math.hypot(sigma, sse_u[1])
+    if apart <= DISAGREEMENT:
+        return ()
+    found = f"metadata say {gsd_m:.4g} m and SSE-U {sse_u[0]:.4g} m, {apart:.0f} sigma apart"
+    return (f"{found}: one is wrong; policy 'metadata' leaves SSE-U out",)

@@ -26,6 +26,9 @@ from scaleearth_pl.serving.server_chat import answer_chat
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body
 from scaleearth_pl.serving.server_service import Service
 
+ADDRESSES = "POST /v1/chat/completions, GET /v1/models, GET /health, GET /metrics"
+"""What a browser that opens the bare address is told."""
+
 
 def create_app(
     assistant: Assistant, *, name: str = "scaleearth", limits: ServerLimits | None = None, batching: BatchPolicy
@@ -87,7 +90,10 @@ def _refusals(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), status_code=error.status_code)
+        message = (
+            f"{error.detail}: this server has {ADDRESSES}" if error.status_code in (404, 405) else str(error.detail)
+        )
+        return JSONResponse(error_body(error.status_code, message), status_code=error.status_code)
 
     @app.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> JSONResponse:

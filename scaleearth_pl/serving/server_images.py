@@ -11,7 +11,6 @@ import base64
 import binascii
 import re
 import tempfile
-import threading
 from pathlib import Path
 
 from scaleearth_pl.core.errors import SampleError
@@ -23,10 +22,6 @@ _HEAD = re.compile(r"data:(?P<kind>[a-zA-Z0-9.+/-]{0,64})(?:;[a-zA-Z0-9=.-]{1,64
 _KINDS = ("image/png", "image/jpeg", "image/jpg", "image/tiff", "image/geotiff", "application/octet-stream")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PARAM = "image_url.url"
-
-READING = threading.Lock()
-"""Held while a file is read: `geo/rasterfile.py` silences rasterio through `warnings.catch_warnings`, which belongs to the
-whole process, so two readers at once would undo each other's filters. Price: images are decoded one after the other."""
 
 
 def image_from_url(url: str, limits: ServerLimits, *, max_read_pixels: int) -> OpenedImage:
@@ -49,16 +44,14 @@ def image_from_bytes(data: bytes, limits: ServerLimits, *, max_read_pixels: int)
         path = Path(folder) / "image"
         path.write_bytes(data)
         try:
-            with READING:
-                width, height = read_header(path).size
+            width, height = read_header(path).size
             if width * height > limits.max_image_pixels:
                 raise RefusedError(
                     413,
                     f"{width} x {height} pixels, of {limits.max_image_pixels} allowed: cut or reduce it",
                     param=_PARAM,
                 )
-            with READING:
-                return open_image(path, name="image", max_read_pixels=max_read_pixels)
+            return open_image(path, name="image", max_read_pixels=max_read_pixels)
         except SampleError as error:
             raise SampleError(str(error).replace(str(path), "image")) from error
 

@@ -17,7 +17,8 @@ from scaleearth_pl.serving.server_images import image_from_url
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits
 
 HOST_THREADS = 4
-"""Requests checked at the same time (JSON, base64, resizing, tokens): more would only take the engine's cores."""
+"""Requests checked at the same time (JSON, base64, decoding, resizing, tokens): more would only take the engine's cores.
+It bounds memory too: so many images of `max_image_pixels` are decoded at once, at most."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -31,7 +31,11 @@ from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.fold import FoldScale
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Largest difference of a logit, relative to the largest logit where that exceeds 1; by the folder's dtype."""
+"""Largest difference of a logit, relative to the largest logit where that exceeds 1; by the folder's dtype.
+
+Relative, because float32 itself is: two exact evaluations of one gated model (another form of attention, or float64)
+differ by as much as folded and gated do, and by more in absolute terms the larger the logits are
+(`python -m bench.fold`; docs/serving.md has the figures)."""
 
 PROBE_QUESTIONS = ("What is the land cover?", "Is there a road?", "How wide is it, in metres?")
 _NAME = "folded"
@@ -39,10 +43,11 @@ _NAME = "folded"
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of logits, in the unit of `TOLERANCE`: folded against gated, and folded against the bare base."""
+    """Of logits: folded against gated and against the bare base in the unit of `TOLERANCE`, and the former in logits."""
 
     to_gated: float
     to_base: float
+    to_gated_absolute: float
 
 
 class Verifier:
@@ -54,7 +59,7 @@ class Verifier:
 
     def __init__(self, assistant: Assistant) -> None:
         self.model: ScaleEarth = assistant.model
-        self._batch, self._features = _probe(assistant)
+        self._batch, self._features = probe(assistant)
         with detached(self.model):
             self._base_KV = self._logits()
 
@@ -72,7 +77,11 @@ class Verifier:
             gated_KV = self.gated(scale)
             with detached(self.model), _through_peft(self.model.backbone, folder):
                 folded_KV = self._logits()
-            yield Difference(to_gated=difference(folded_KV, gated_KV), to_base=difference(folded_KV, self._base_KV))
+            yield Difference(
+                to_gated=difference(folded_KV, gated_KV),
+                to_base=difference(folded_KV, self._base_KV),
+                to_gated_absolute=float((folded_KV - gated_KV).abs().max()),
+            )
 
     @torch.no_grad()
     def _logits(self) -> Tensor:
@@ -115,8 +124,8 @@ def check_keys(folder: Path, keys: Sequence[str]) -> None:
         raise CheckpointError("a server would load this key and activate nothing", file=folder, field=wrong[0])
 
 
-def _probe(assistant: Assistant) -> tuple[TreeBatch, Any]:
-    """One image's tree and its vision features; deterministic."""
+def probe(assistant: Assistant) -> tuple[TreeBatch, Any]:
+    """What is compared: one image's tree and its vision features; deterministic."""
     side = 2 * assistant.processor.factor
     ramp = np.linspace(0, 255, side)
     noise = np.random.default_rng(0).integers(0, 256, (side, side))

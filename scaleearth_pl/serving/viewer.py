@@ -8,7 +8,7 @@ A page of plain HTML, JavaScript and SVG (`viewer.html`, nothing from elsewhere)
     GET  /api/images   the corpus' images                                 draws h_k(s) itself, at the pace of the slider
     GET  /api/image/N  one of them, as PNG              POST /api/look    answers at a scale, with the gate on and off
 
-`/api/look` asks all questions twice in one packed pass: gated at the wanted scale, and with the gate open (plain LoRA).
+`/api/look` asks all questions twice in one packed pass: gated at the wanted scale, and with every rank open.
 Images come from the corpus or as a data URL from the visitor's disk, within the server's bounds. It is meant for one
 person on their own machine: there is no queue here, and the engine's lock is enough.
 """

@@ -9,7 +9,6 @@ from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
 from scaleearth_pl.serving.images import OpenedImage, open_image
-from scaleearth_pl.serving.server_images import READING
 
 QUESTIONS = 8
 """Questions offered with an image, the families in turn: a page, not an exam."""
@@ -42,8 +41,7 @@ class CorpusImages:
         if not 0 <= number < len(self._samples):
             raise SampleError("no such image", field="image", value=number, remedy="/api/images lists them")
         sample, data = self._samples[number]
-        with READING:
-            opened = open_image(data, name=sample.image_id, max_read_pixels=self._max_read_pixels)
+        opened = open_image(data, name=sample.image_id, max_read_pixels=self._max_read_pixels)
         chosen = None
         if sample.gsd_m_native is not None:
             chosen = Candidate(

@@ -1,5 +1,7 @@
 """What the viewer computes: one look at an image at one scale, and the gates as numbers for the browser."""
 
+import base64
+import io
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -16,6 +18,9 @@ from scaleearth_pl.serving.viewer_corpus import CorpusImages
 
 MODES: dict[str, Policy] = {"metadata": "metadata", "sse_u": "predicted", "spoof": "spoof"}
 """The page's words for the policies."""
+
+PREVIEW_SIDE = 512
+"""Longer side of a preview, in pixels."""
 
 
 class Asked(BaseModel):
@@ -64,7 +69,16 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
         "open": [a.text for a in off],
         "scale": scale,
         "metadata_seen_gsd_m": None if told is None else told * ratio,
+        "preview": None if wanted.url is None else _preview(image),
     }
+
+
+def _preview(image: OpenedImage) -> str:
+    """What was read of a visitor's own image, small: no browser draws a GeoTIFF, least of all one of 16 bits."""
+    small, stream = image.pixels.copy(), io.BytesIO()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    small.save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _image(assistant: Assistant, images: CorpusImages, wanted: Look, limits: ServerLimits) -> OpenedImage:

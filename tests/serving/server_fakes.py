@@ -75,6 +75,13 @@ def listening(app):
         assert not thread.is_alive()
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 120  # a busy machine may take its time
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 

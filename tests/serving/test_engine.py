@@ -1,5 +1,6 @@
 """The engine: one packed pass answers as one by one would, and says which scale it told the gate."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.model.gate import GateConfig
 from scaleearth_pl.serving.engine import Assistant, Prompt, Query
 from scaleearth_pl.serving.images import open_image
+from scaleearth_pl.serving.scale import disagreement
 
 QUESTIONS = ("Are there roads of 3 metres?", "Forest?")
 
@@ -105,6 +107,27 @@ def test_whose_word_counts(earth, tmp_path):
     assert fused.sigma_log10 < file.sigma_log10
     assert (spoof.gsd_m, spoof.sigma_log10) == (pytest.approx(9.0), 0.0) and spoof.tier == "mid"
     assert off.gsd_m is None and off.tier == "unknown"
+
+
+def test_a_contradiction_is_said_aloud():
+    """Two words four joint sigmas apart; and whatever gives no ground to compare them stays silent."""
+    said = (1.0, 0.06)
+    (note,) = disagreement("fused", said, (10**0.4, 0.08))
+    assert "metadata say 1 m and SSE-U 2.512 m, 4 sigma apart" in note and "policy 'metadata'" in note
+    assert disagreement("predicted", said, (10**-0.4, 0.08))
+    assert not disagreement("fused", said, (10**0.29, 0.08))
+    assert not disagreement("metadata", said, (10**0.4, 0.08))
+    for metadata, sse_u in (((None, None), (9.0, 0.1)), ((1.0, None), (9.0, 0.1)), (said, (math.nan, math.nan))):
+        assert not disagreement("fused", metadata, sse_u)
+
+
+def test_sse_u_is_compared_per_pixel_of_the_file(earth, tmp_path, monkeypatch):
+    """What the engine hands over: of a file reduced eight times, SSE-U's word is divided by eight too."""
+    monkeypatch.setattr("scaleearth_pl.serving.scale.DISAGREEMENT", 0.0)
+    path = geotiff(tmp_path / "large.tif", 500.0, size=(1024, 1024))
+    scale = earth.ask(path, "Forest?").scale
+    (note,) = [note for note in scale.notes if "sigma apart" in note]
+    assert f"SSE-U {scale.sse_u_gsd_m / 8:.4g} m" in note
 
 
 def test_policy_open_opens_every_gate(earth):

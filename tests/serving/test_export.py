@@ -86,6 +86,7 @@ def test_twenty_gsds_within_1e_5(four_bit_run, exported):
     scales = [FoldScale(gsd_m=m) for m in np.geomspace(0.05, 50, 20)]
     bank = export_bank(loaded, scales, exported[0].parent / "twenty")
     assert max(e.difference_to_gated for e in bank.entries) <= 1e-5
+    assert max(e.difference_absolute for e in bank.entries) <= 1e-5  # its logits are small; see docs/serving.md
     assert min(e.difference_to_base for e in bank.entries) > 1e-2
     assert len(list((exported[0].parent / "twenty").glob("*/adapter_model.safetensors"))) == 20
 
@@ -114,11 +115,13 @@ def test_bank_is_read_back_and_chooses_the_nearest(exported):
         "metadata, exact",
         "metadata, nominal",
         "predicted, median sigma",
+        "predicted, 95th percentile",
         "fused, exact",
         "fused, nominal",
     ]
     errors = {e.policy: e.gate_error for e in bank.policy_errors}
     assert errors["metadata, exact"] < errors["metadata, nominal"] < errors["predicted, median sigma"]
+    assert errors["predicted, median sigma"] < errors["predicted, 95th percentile"]
     assert "3 folded" in summary(bank, folder)
 
 
@@ -184,6 +187,7 @@ def test_a_folder_that_is_not_the_model_is_refused(earth, tmp_path):
     folder = tmp_path / "bank" / scale.name
     (right,) = verifier.compare([folder], [scale])
     check(right, folder, tolerance=1e-5)
+    assert right.to_gated <= right.to_gated_absolute <= right.to_gated * float(verifier.gated(scale).abs().max() + 1)
     (wrong,) = verifier.compare([folder], [FoldScale(gsd_m=3.0)])
     with pytest.raises(CheckpointError, match="not the gated model"):
         check(wrong, folder, tolerance=1e-5)

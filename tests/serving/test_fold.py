@@ -46,6 +46,34 @@ def test_folded_is_gated_at_its_scale(gate, sigma):
             torch.testing.assert_close(layer(x), plain, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_all_that_folding_costs_is_one_rounding_of_a():
+    """In float64, where the layer's own arithmetic is silent: |dy| <= 2^-24 (a/r) |B| |A'| |x|, element by element."""
+    scale, adapters = layers()
+    for gsd_m in (0.05, 0.7, 50.0):
+        folded = fold(adapters, FoldScale(gsd_m=gsd_m))
+        scale.set(torch.tensor([log10_gsd(gsd_m)]), torch.zeros(1), torch.zeros(1, 4, dtype=torch.long))
+        for name, layer in adapters.items():
+            A, B = (folded[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
+            layer.base.double()
+            x = torch.randn(1, 4, layer.base.in_features, dtype=torch.float64)
+            plain = layer.base(x) + layer.scaling * (x @ A.T @ B.T)
+            bound = 2**-24 * layer.scaling * (x.abs() @ A.abs().T @ B.abs().T)
+            off = (layer(x) - plain).abs()
+            assert off.max() > 0 and (off <= bound + 1e-13).all()
+
+
+@torch.no_grad()
+def test_folding_in_float64_would_change_no_bit():
+    """A' is one product, which float32 rounds correctly: there is nothing to gain from folding wider."""
+    _, adapters = layers()
+    folded = fold(adapters, FoldScale(gsd_m=0.7))
+    for name, layer in adapters.items():
+        h_r = layer.gate(torch.tensor([log10_gsd(0.7)]), torch.zeros(1))[0]
+        wide = (h_r.double()[:, None] * layer.lora_A.weight.double()).float()
+        assert torch.equal(folded[f"base_model.model.{name}.lora_A.weight"], wide)
+
+
 def test_grid():
     grid = parse_grid("0.1:30:0.08dex")
     steps = [math.log10(b / a) for a, b in pairwise(grid)]

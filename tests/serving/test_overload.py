@@ -3,11 +3,10 @@
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from server_fakes import CHAT, chat, data_url, message, serving
+from server_fakes import CHAT, chat, data_url, message, serving, wait_for
 from serving_fakes import png
 
 
@@ -30,13 +29,6 @@ def held(earth):
     engine = Held(earth)
     yield engine
     engine.go.set()
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 120  # a busy machine may take its time
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,15 +1,19 @@
 """The viewer in a real browser: it loads, the slider moves, and answers and gates follow."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from fastapi.responses import HTMLResponse
+from PIL import Image
 from server_fakes import data_url, listening
-from serving_fakes import geotiff, png
+from serving_fakes import geotiff, picture, png
 
 from scaleearth_pl.serving.viewer import create_viewer
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
@@ -79,7 +83,11 @@ def test_a_look_gives_the_engines_answers_with_gate_on_and_off(viewer, earth, fa
 
 def test_an_image_of_the_visitors_own_brings_its_gsd(viewer, tmp_path):
     url = data_url(geotiff(tmp_path / "a.tif", 0.3).read_bytes(), "application/octet-stream")
-    assert ask(viewer, url=url, mode="metadata")[1]["metadata_seen_gsd_m"] == pytest.approx(0.3, rel=1e-3)
+    found = ask(viewer, url=url, mode="metadata")[1]
+    assert found["metadata_seen_gsd_m"] == pytest.approx(0.3, rel=1e-3)
+    shown = Image.open(io.BytesIO(base64.b64decode(found["preview"].removeprefix("data:image/png;base64,"))))
+    assert np.array_equal(np.asarray(shown), np.asarray(picture()))  # browsers do not draw GeoTIFFs: the server does
+    assert ask(viewer, image=0, mode="metadata")[1]["preview"] is None
 
 
 @pytest.mark.parametrize(
