@@ -25,7 +25,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify bench torture export viewer serve dashboard lock clean
+.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,9 +48,10 @@ test: setup  ## the test suite
 shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
 corpus: shards  ## the same, under its other name
 # Where the generator is newer, `prepare` looks: it leaves a corpus of the same content alone and refuses a stale one.
+# Status 3 says that records were refused, fewer than the fatal share: the corpus is whole, its build.json names them.
 $(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
-	@start=$$SECONDS; $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
-	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) && \
+	@start=$$SECONDS; { $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
+	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) || [ $$? -eq 3 ]; } && \
 	  { test -e $(ROOT)/.seconds || echo $$((SECONDS - start)) > $(ROOT)/.seconds; }
 
 stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
@@ -71,6 +72,12 @@ evaluate: setup shards $(STAGE1)/latest/hf/config.json  ## checkpoints x GSD pol
 
 falsify: setup shards  ## what could prove the idea wrong: variants x seeds, a verdict per hypothesis (FAST=1: no verdict)
 	$(BIN)/scaleearth falsify --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)
+
+ablations: setup shards  ## what each component is worth (Figure 6): docs/ablations (FAST=1: nothing concluded)
+	$(BIN)/scaleearth ablations --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)
+
+sheets: setup shards  ## images, questions and every variant's answers side by side (after `make compare`): reports/sheets
+	$(BIN)/scaleearth sheets --size $(SIZE) --corpus $(ROOT) $(ARGS)
 
 compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
 	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
@@ -96,8 +103,10 @@ viewer: setup  ## a page with a GSD slider: answers and gates follow
 serve: setup  ## OpenAI-compatible endpoint
 	$(BIN)/scaleearth serve --model $(STAGE2)/latest $(ARGS)
 
-dashboard: setup  ## TensorBoard on all runs
-	$(BIN)/tensorboard --logdir runs
+dashboard: setup  ## TensorBoard on the newest version of every run
+	@rm -rf reports/dashboard && mkdir -p reports/dashboard && for run in runs/*/latest; do \
+	  ln -s "$$PWD/$$run" reports/dashboard/$$(basename $$(dirname $$run)); done
+	$(BIN)/tensorboard --logdir reports/dashboard $(ARGS)
 
 lock: setup  ## requirements.lock: every package with its version and hashes
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -26,6 +26,8 @@ OWN_COMMANDS = {
     "compare": "scaleearth_pl.evaluation.compare",
     "evaluate": "scaleearth_pl.evaluation.evaluator.command",
     "falsify": "scaleearth_pl.evaluation.falsify.main",
+    "ablations": "scaleearth_pl.evaluation.falsify.ablations",
+    "sheets": "scaleearth_pl.evaluation.sheets.main",
     "ask": "scaleearth_pl.serving.ask",
     "export": "scaleearth_pl.serving.export",
     "export-base": "scaleearth_pl.serving.export_base",
