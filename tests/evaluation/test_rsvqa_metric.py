@@ -83,3 +83,11 @@ def test_sources_are_never_pooled_and_agree_with_the_importer(prediction):
     assert [score.source for score in score_rsvqa(rows)] == list(SOURCES)
     with pytest.raises(ConfigError):
         score_source([prediction()], "rsvqa_lr")
+
+
+def test_generated_questions_about_rsvqa_tiles_do_not_enter_the_official_number(prediction):
+    table = [("presence", "yes", "yes"), ("arrangement", "in rows", "scattered")]
+    rows = rows_of(prediction, "rsvqa_lr", table)
+    (score,) = score_rsvqa(rows)
+    assert (score.n, score.oa, list(score.types)) == (1, 1.0, ["presence"])
+    assert score_rsvqa(rows[1:]) == []

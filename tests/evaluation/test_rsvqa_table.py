@@ -21,7 +21,15 @@ def evaluation(tmp_path, prediction):
     def make(variant, policy, said, truth=TRUTH):
         folder = tmp_path / "evaluate" / f"{variant}-0f0f0f0f" / "rsvqa-test" / policy
         rows = [
-            prediction(source=s, qa_id=f"{s}-{i}", type=t, answer=a, prediction=text, correct=a == text)
+            prediction(
+                source=s,
+                qa_id=f"{s}-{i}",
+                type=t,
+                question=f"About {t}?",
+                answer=a,
+                prediction=text,
+                correct=a == text,
+            )
             for i, ((s, t, a), text) in enumerate(zip(truth, said, strict=True))
         ]
         write_rows(folder / "predictions.jsonl", rows)
@@ -97,3 +105,19 @@ def test_the_text_above_the_tables_is_kept(evaluation, tmp_path):
     assert main(["table", str(folder), "--out", str(out)]) == 0
     assert out.read_text().startswith("# RSVQA\n\nMine.") and out.read_text().count(MARK) == 1
     assert out.read_text().partition(MARK)[2] == written.partition(MARK)[2]
+
+
+def test_spoofed_gsds_share_one_table_and_generated_questions_stay_out(evaluation, tmp_path):
+    truth = [*TRUTH, ("rsvqa_lr", "arrangement", "in rows")]
+    right = [answer for _, _, answer in truth]
+    for policy, said in {"metadata": right, "spoof-10m": ["0", *right[1:]], "spoof-0.1m": ["x"] * 9}.items():
+        evaluation("ours", policy, said, truth)
+    text = write_table([tmp_path / "evaluate"], out=None, split="test1")
+    spoofed = section(text, "LR, spoofed GSD: OA under `official_binned`")
+    assert spoofed == {
+        ("variant", "told"): ["0.1 m", "10 m"],
+        ("---", "---"): ["---:", "---:"],
+        ("ours", "this GSD"): ["0.0", "75.0"],
+    }
+    assert ("ours", "spoof-10m") not in section(text, "LR, `exact`")
+    assert section(text, "LR, test1: 4 questions (3 count, 1 presence)")["ours", "metadata"][0] == "**100.0**"

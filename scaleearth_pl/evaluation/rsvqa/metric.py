@@ -11,6 +11,7 @@ writes text, so target *and* prediction are binned before they are compared:
 
 AA is the unweighted mean over types, OA the share of all questions. A prediction is read as a number only if the whole
 of it is one (with or without its unit): a number picked out of a sentence would be our guess, not the model's answer.
+Only RSVQA's own types count: questions that a language model wrote about the same tiles (`prepare.generate`) are left out.
 Repositories differ by split, by types kept and by matcher, so all three belong to a number (`RsvqaScore` has them),
 and `exact` stands beside the binned accuracy. Majority floors are those of the evaluated questions themselves: the best
 that any constant answer per type can reach.
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.predictions import Prediction
+from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 BINNED_COUNT_SOURCES = ("rsvqa_lr",)
 SOURCES = {"rsvqa_lr": "LR", "rsvqa_hr": "HR (USGS)", "rsvqa_hr_phili": "HR (Philadelphia)"}
@@ -83,10 +85,10 @@ def official_class(text: str, *, type: str, source: str) -> str:
 
 
 def score_source(rows: Sequence[Prediction], source: str) -> RsvqaScore:
-    """Scores the rows of one source; raises `ConfigError` if there are none."""
+    """Scores the rows of one source that have one of RSVQA's types; raises `ConfigError` if there are none."""
     by_type: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
-        if row.source == source:
+        if row.source == source and row.type in OFFICIAL:
             by_type[row.type].append(row)
     if not by_type:
         raise ConfigError("no prediction of this source", field="source", value=source, remedy=f"use {list(SOURCES)}")
@@ -109,7 +111,7 @@ def score_source(rows: Sequence[Prediction], source: str) -> RsvqaScore:
 
 def score_rsvqa(rows: Sequence[Prediction]) -> list[RsvqaScore]:
     """Scores of every RSVQA source among the rows; empty where there is none."""
-    present = {row.source for row in rows}
+    present = {row.source for row in rows if row.type in OFFICIAL}
     return [score_source(rows, source) for source in SOURCES if source in present]
 
 

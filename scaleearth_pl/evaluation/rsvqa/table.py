@@ -3,12 +3,15 @@
 EVALUATION is a folder of `scaleearth evaluate` (one evaluation, or any folder above several), whose predictions.jsonl is
 scored anew and whose row.json says which variant was told what of the GSD. LR and HR stand apart, since they differ in types,
 in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. All evaluations must
-have answered the same questions, else their numbers would not belong side by side.
+have answered the same questions, else their numbers would not belong side by side. Questions that are none of RSVQA's types (generated ones) are
+left out. Spoofed GSDs (policies `spoof-1m`) have
+one table a source, of OA under the first matcher.
 
 OA is the share of all questions (micro), AA the unweighted mean over the types that the matcher scores.
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +24,11 @@ from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
 from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table, read_table
 from scaleearth_pl.evaluation.rsvqa.score import CAVEAT, MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 ROW = "row.json"
 FLOOR = "*majority floor*"
+SPOOF = re.compile(r"spoof-(?P<metres>[\d.e+-]+)m")
 MARK = "<!-- below: written by `python -m scaleearth_pl.evaluation.rsvqa table` -->"
 _GENERATE = "run `scaleearth evaluate` without --teacher-forced"
 
@@ -62,16 +67,20 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
 
 
 def markdown(evaluations: Sequence[Evaluation], *, split: str) -> str:
-    """All tables: by source one of OA and AA under every matcher, then one a matcher with every type."""
+    """All tables: by source OA and AA under every matcher, then one a matcher with every type, then spoofed GSDs."""
+    told = [e for e in evaluations if not SPOOF.fullmatch(e.policy)]
+    spoofed = [e for e in evaluations if SPOOF.fullmatch(e.policy)]
     lines = [f"{CAVEAT} All numbers are per cent; **bold** lies above the majority floor."]
     for source in evaluations[0].scores:
         name = SOURCES[source]
         kept = next(iter(evaluations[0].scores[source].values()))
         types = ", ".join(f"{t.n} {kind}" for kind, t in kept.types.items())
-        lines += ["", f"## {name}, {split}: {kept.n} questions ({types})", "", *_overview(evaluations, source)]
-        for matcher in evaluations[0].scores[source]:
+        lines += ["", f"## {name}, {split}: {kept.n} questions ({types})", "", *_overview(evaluations, told, source)]
+        for matcher in evaluations[0].scores[source] if told else ():
             lines += ["", f"### {name}, `{matcher}`: {MATCHERS[matcher].what}", ""]
-            lines += _by_type(evaluations, source, matcher)
+            lines += _by_type(told, source, matcher)
+        if spoofed:
+            lines += ["", f"### {name}, spoofed GSD: OA under `{kept.matcher}`", "", *_spoofed(spoofed, source)]
     return "\n".join([*lines, "", "## What was evaluated", "", *_facts(evaluations)]) + "\n"
 
 
@@ -112,7 +121,7 @@ def _evaluation(folder: Path) -> Evaluation:
         ) from error
     table = read_table(folder / PREDICTIONS)
     by_source: dict[str, list[Answered]] = defaultdict(list)
-    for answered in table.rows:
+    for answered in (row for row in table.rows if row.type in OFFICIAL):
         by_source[answered.source or ""].append(answered)
     if all(answered.prediction is None for answered in table.rows):
         raise ConfigError("no text was generated", file=table.path, field="prediction", value=None, remedy=_GENERATE)
@@ -136,12 +145,12 @@ def _scores(table: Table, source: str) -> dict[str, MatcherScore]:
     return {rule.name: score_table(table, rule, dataset="lr" if source == "rsvqa_lr" else "hr") for rule in rules}
 
 
-def _overview(evaluations: Sequence[Evaluation], source: str) -> Iterator[str]:
+def _overview(evaluations: Sequence[Evaluation], told: Sequence[Evaluation], source: str) -> Iterator[str]:
     first = evaluations[0].scores[source]
     yield from _head(["variant", "GSD policy", *(f"{name} {what}" for name in first for what in ("OA", "AA"))])
     floors = [x for score in first.values() for x in (score.majority_oa, score.majority_aa)]
     yield _line([FLOOR, "", *map(_percent, floors)])
-    for one in evaluations:
+    for one in told:
         values = [x for score in one.scores[source].values() for x in (score.oa, score.aa)]
         yield _line([one.variant, one.policy, *map(_above, values, floors)])
 
@@ -158,6 +167,19 @@ def _by_type(evaluations: Sequence[Evaluation], source: str, matcher: str) -> It
         score = one.scores[source][matcher]
         values = [*(t.score for t in score.types.values()), score.aa, score.oa]
         yield _line([one.variant, one.policy, *map(_above, values, floors)])
+
+
+def _spoofed(spoofed: Sequence[Evaluation], source: str) -> Iterator[str]:
+    """A line a variant, a column a GSD that the model was told."""
+    cells: dict[str, dict[float, Evaluation]] = defaultdict(dict)
+    for one in spoofed:
+        if match := SPOOF.fullmatch(one.policy):
+            cells[one.variant][float(match["metres"])] = one
+    grid = sorted({metres for row in cells.values() for metres in row})
+    yield from _head(["variant", "told", *(f"{metres:g} m" for metres in grid)])
+    for variant, row in cells.items():
+        scores = [next(iter(row[m].scores[source].values())) if m in row else None for m in grid]
+        yield _line([variant, "this GSD", *(_above(s.oa, s.majority_oa) if s else "-" for s in scores)])
 
 
 def _facts(evaluations: Sequence[Evaluation]) -> Iterator[str]:
