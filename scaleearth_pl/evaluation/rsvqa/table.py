@@ -2,10 +2,9 @@
 
 EVALUATION is a folder of `scaleearth evaluate` (one evaluation, or any folder above several), whose predictions.jsonl is
 scored anew and whose row.json says which variant was told what of the GSD. LR and HR stand apart, since they differ in types,
-in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. All evaluations must
-have answered the same questions, else their numbers would not belong side by side. Questions that are none of RSVQA's types (generated ones) are
-left out. Spoofed GSDs (policies `spoof-1m`) have
-one table a source, of OA under the first matcher.
+in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. Questions of no type of
+RSVQA's (generated ones) are left out. Spoofed GSDs (policies `spoof-1m`) have one table a source, of OA under the first
+matcher. All evaluations must have answered the same questions, else their numbers would not belong side by side.
 
 OA is the share of all questions (micro), AA the unweighted mean over the types that the matcher scores.
 """
