@@ -61,7 +61,7 @@ def sections(scratch: Path, lora: LoraShape, *, quick: bool) -> dict[str, Callab
         "length": lambda: {"over_length": curves.over_length(scratch, lora, t2_batch_size=4, **how | {"rounds": 3})},
         "memory": lambda: {"memory": curves.memory_over_k(scratch, lora, token_budget=MICRO_TOKENS)},
         "loader": lambda: {"loader": loader.decoding(scratch, rounds=rounds)},
-        "waiting": lambda: {"waiting": loader.waiting(lora, n_steps=4 if quick else 20)},
+        "waiting": lambda: {"waiting": loader.waiting(lora, n_steps=4 if quick else 60)},
         "evaluation": lambda: {
             "evaluation": evaluation.generation(bank, rounds=min(rounds, 3), n_questions=shape.questions)
         },

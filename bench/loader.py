@@ -45,13 +45,18 @@ def decoding(folder: Path, *, rounds: int, n_images: int = N_IMAGES) -> dict[str
 
 
 def waiting(lora: LoraShape, *, n_steps: int, num_workers: int = 2) -> list[dict[str, Any]]:
-    """Share of a step's time spent waiting for data in a real run, by the project's own Throughput callback."""
+    """Share of a step's time spent waiting for data in a real run, by the project's own Throughput callback.
+
+    The start of an epoch, which starts the workers anew, is a figure of its own: an epoch has 24 to 30 steps here, and
+    thousands on a corpus that is worth training on.
+    """
     points = []
     for k in (16, 100):
         with tempfile.TemporaryDirectory() as scratch:
-            shape = Shape(images=12, questions=96 if k == 16 else k)
+            shape = Shape(images=N_IMAGES, questions=96 if k == 16 else k)
             root = write_corpus(Path(scratch) / "corpus", shape)
             how: dict[str, int] = {"n_steps": n_steps, "global_batch_tokens": 5_000, "num_workers": num_workers}
             run = train(root, shape, Path(scratch), lora, k=k, **how)
-        points.append({"k": k, "workers": num_workers, "wait_share": run.wait_share})
+        waited = {"wait_share": run.wait_share, "epoch_start_seconds": run.epoch_start_seconds}
+        points.append({"k": k, "workers": num_workers, **waited})
     return points

@@ -127,10 +127,15 @@ class _StepClock(pl.Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """What a real run of the Lightning trainer cost: seconds per question, and the share spent waiting for data."""
+    """What a real run of the Lightning trainer cost: seconds per question, and the share spent waiting for data.
+
+    `epoch_start_seconds` is the mean wait for the first batch of an epoch, the run's own start left out; None with
+    one epoch.
+    """
 
     seconds_per_qa: float
     wait_share: float
+    epoch_start_seconds: float | None
 
 
 def train(
@@ -148,7 +153,8 @@ def train(
 ) -> TrainRun:
     """Stage 2 by the project's own Trainer and DataModule, optimizer and data path included.
 
-    The wait share is that of the real Throughput callback, the first window (worker start) left out.
+    The wait share is that of the real Throughput callback without the run's first two steps and without the first step of
+    every epoch, at which workers start.
     """
     laps, waits = Laps(), _WaitShare()
     data = data_module(root, shape, k=k, global_batch_tokens=global_batch_tokens, num_workers=num_workers)
@@ -163,7 +169,9 @@ def train(
     trainer = quiet_trainer(folder, n_steps + 1, [_StepClock(laps), waits, *callbacks()])
     trainer.fit(system, datamodule=data)
     per_step = data.plan_report()["questions"] / data.steps_per_epoch
-    return TrainRun(seconds_per_qa=laps.median() / per_step, wait_share=waits.share)
+    return TrainRun(
+        seconds_per_qa=laps.median() / per_step, wait_share=waits.share, epoch_start_seconds=waits.epoch_start
+    )
 
 
 def quiet_trainer(folder: Path, max_steps: int, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
@@ -190,19 +198,29 @@ class _WaitShare(Throughput):
 
     def __init__(self) -> None:
         super().__init__(every_n_steps=1)
-        self.waits: list[float] = []
-        self.seconds: list[float] = []
+        self.steps: list[tuple[bool, float, float]] = []
+        self._first = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._first = batch_idx == 0
 
     def _write(self, trainer: Any, pl_module: Any, step: int) -> None:
         if self._window.steps:
-            self.waits.append(self._window.wait_seconds)
-            self.seconds.append(self._window.seconds)
+            self.steps.append((self._first, self._window.wait_seconds, self._window.seconds))
         super()._write(trainer, pl_module, step)
 
     @property
     def share(self) -> float:
-        """Waiting over all time, the first two steps left out."""
-        return sum(self.waits[2:]) / max(sum(self.seconds[2:]), 1e-9)
+        """Waiting over all time, without the run's first two steps and the first of every epoch."""
+        within = [(wait, seconds) for first, wait, seconds in self.steps[2:] if not first]
+        return sum(wait for wait, _ in within) / max(sum(seconds for _, seconds in within), 1e-9)
+
+    @property
+    def epoch_start(self) -> float | None:
+        """Mean wait for the first batch of an epoch but the run's first, seconds; None with one epoch."""
+        waits = [wait for first, wait, _ in self.steps[1:] if first]
+        return sum(waits) / len(waits) if waits else None
 
 
 def gradients(model: Any) -> dict[str, Tensor]:

@@ -53,13 +53,18 @@ def figures(results: dict[str, Any]) -> list[str]:
     def growth(points: list[dict[str, float]]) -> str:
         return f"{max(p['bytes_per_token'] for p in points[1:]) / points[0]['bytes_per_token'] - 1:+.1%}"
 
+    def waited(rows: list[dict[str, Any]]) -> str:
+        shares = ", ".join(f"{r['wait_share']:.1%} (K {r['k']})" for r in rows)
+        starts = [r["epoch_start_seconds"] for r in rows if r.get("epoch_start_seconds") is not None]
+        return shares + (f"; start of an epoch {max(starts):.2f} s" if starts else "")
+
     errors = [row["grad_rel_error"] for row in results.get("rows", [])]
     return [
         f"{ours[100]['ratio_to_t2']:.1f}x" if 100 in ours else "not run",
         f"{ours[16]['ratio_to_t2']:.1f}x" if 16 in ours else "not run",
         f"{max(errors):.1e}" if errors else "not run",
         of("gate", lambda rows: ", ".join(f"{r['time_ratio']:.3f} (r {r['rank']}, K {r['k']})" for r in rows)),
-        of("waiting", lambda rows: ", ".join(f"{r['wait_share']:.1%} (K {r['k']})" for r in rows)),
+        of("waiting", waited),
         of("loader", lambda x: f"{x['ratio_to_webdataset']:.2f}x"),
         of("memory", growth),
         of("evaluation", lambda x: f"{x['ratio']:.1f}x, {x['identical_answers']:.0%} identical"),
