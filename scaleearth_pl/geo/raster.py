@@ -6,8 +6,8 @@ The vision tower knows RGB in 0..255. What a raster offers instead is decided he
   repeated; a fourth band (infrared, alpha) is left out; a palette is looked up.
 - depth: eight bits stay as they are; everything else is stretched per band from its 2nd to its 98th percentile of
   valid pixels. Price: the stretch throws absolute radiance away and differs between images.
-- size: a raster of more than `max_pixels` is read decimated by area averaging, through overviews where it has them;
-  the GSD must then follow (`RgbRaster.native_size` over `.size`).
+- size: a raster of more than `max_pixels` is read decimated by area averaging, through overviews where it has them
+  inside; the GSD must then follow (`RgbRaster.native_size` over `.size`).
 """
 
 import math
@@ -92,6 +92,7 @@ def read_rgb(
     if share == 0:
         raise SampleError("raster holds no valid pixel", file=path, field="nodata", value="all")
     notes += depth_notes + ([f"{1 - share:.1%} of the pixels are nodata"] if share < 1 else [])
+    notes += [f"{suffix} beside the file not used" for suffix in (".ovr", ".msk") if Path(f"{path}{suffix}").exists()]
     return RgbRaster(
         pixels_HW3=rgb_HW3,
         native_size=(int(area.width), int(area.height)),
@@ -199,7 +200,7 @@ def _check_readable(dataset: DatasetReader, path: Path, area: Window, shrink: fl
             file=path,
             field="size",
             value=(dataset.width, dataset.height),
-            remedy="read a window, add overviews (gdaladdo), or cut it into tiles (gdal_retile)",
+            remedy="read a window, add overviews inside the file (gdaladdo), or cut it into tiles (gdal_retile)",
         )
     if dataset.driver == "PNG":
         check_png(path)

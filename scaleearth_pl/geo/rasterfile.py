@@ -1,8 +1,12 @@
 """Opening raster files that strangers made.
 
 GDAL opens whatever it recognises, and some of what it recognises is a program: a VRT named `x.tif` may read other
-files or the network. So the driver is chosen here from the file's first bytes, out of a list of plain image formats;
-nothing else reaches GDAL. Every failure becomes one `SampleError` that names the file.
+files or the network. So the driver is chosen here from the file's first bytes, out of a list of plain image formats.
+Overviews and masks in further files GDAL would open with any driver: `.ovr`, `.msk`, or what the metadata item
+OVERVIEW_FILE names, in the file or its `.aux.xml`. So pixels are read from the one file alone; what lies beside it is
+asked only for the place, which opens neither. Price: external overviews and masks are not used.
+
+Every failure becomes one `SampleError` that names the file.
 
 A header costs nothing to read, however large the raster that it announces; `raster.py` decides what may be decoded.
 """
@@ -38,13 +42,14 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 _MAX_CHUNK_BYTES = 2**30
 _ENV = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
     "GDAL_CACHEMAX": 256 * 2**20,
 }
-"""Siblings are looked up by name (world file, .aux.xml), never by listing a folder of a million tiles; and a JPEG cut
-in the middle is an error, where GDAL would fill the rest with grey. The block cache is in bytes; GDAL's own default is
-five percent of the machine's memory."""
+"""A JPEG cut in the middle is an error, where GDAL would fill the rest with grey. The block cache is in bytes; GDAL's own
+default is five percent of the machine's memory."""
+
+_SIBLINGS = {True: "TRUE", False: "EMPTY_DIR"}
+"""Looked up by name (world file, .aux.xml), never by listing a folder of a million tiles; or not at all."""
 
 _SILENT = ("ignore", None, NotGeoreferencedWarning, None, 0)
 _FILTERING = threading.Lock()
@@ -67,19 +72,26 @@ class RasterHeader:
 
 
 @contextmanager
-def open_raster(path: Path) -> Iterator[DatasetReader]:
+def open_raster(path: Path, *, siblings: bool = False) -> Iterator[DatasetReader]:
     """Opens one image file for reading within GDAL's bounded environment.
 
+    Args:
+        path: the image file.
+        siblings: heed the files beside it, for the place; then neither pixels, overviews nor masks may be asked for.
+
     Raises:
-        SampleError: not a file, not an image format of the list, or not readable. Errors of GDAL that the
-            caller's own reading meets inside the `with` come out as `SampleError` too.
+        SampleError: not a file, not an image format of the list, overviews in another file, or not readable. Errors
+            of GDAL that the caller's own reading meets inside the `with` come out as `SampleError` too.
     """
     driver = _driver_of(path)
     try:
         _expect_no_georeference()
-        with rasterio.Env(**_ENV), rasterio.open(path, driver=driver) as dataset:
+        env = {**_ENV, "GDAL_DISABLE_READDIR_ON_OPEN": _SIBLINGS[siblings]}
+        with rasterio.Env(**env), rasterio.open(path, driver=driver) as dataset:
             if dataset.count < 1 or dataset.width * dataset.height < 1:
                 raise SampleError("raster has no pixels", file=path, field="bands", value=dataset.count)
+            if not siblings:
+                _check_overviews(dataset, path)
             yield dataset
     except (RasterioError, OSError, ValueError, MemoryError) as error:
         raise SampleError(
@@ -91,7 +103,7 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
 
 def read_header(path: Path) -> RasterHeader:
     """Reads size, transform, CRS, control points; raises `SampleError` for a file that cannot be opened."""
-    with open_raster(path) as dataset:
+    with open_raster(path, siblings=True) as dataset:
         transform = dataset.transform
         gcps, _ = dataset.gcps
         tags = sorted(key for key in dataset.tags() if key.startswith("TIFFTAG_") and "RESOLUTION" in key)
@@ -143,6 +155,18 @@ def _driver_of(path: Path) -> str:
         value=head[:8],
         remedy="give GeoTIFF, PNG, JPEG, WebP, JPEG 2000, BMP, HFA or NITF",
     )
+
+
+def _check_overviews(dataset: DatasetReader, path: Path) -> None:
+    elsewhere = dataset.get_tag_item("OVERVIEW_FILE", dm="OVERVIEWS")
+    if elsewhere is not None:
+        raise SampleError(
+            "raster has its overviews in another file",
+            file=path,
+            field="OVERVIEW_FILE",
+            value=elsewhere,
+            remedy="write it anew: gdal_translate FILE NEW.tif",
+        )
 
 
 def _six(transform: rasterio.Affine) -> Transform:

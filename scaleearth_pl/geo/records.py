@@ -6,7 +6,8 @@ grid, a corner box over the image size. `RECORD` speaks of the sensor or the pro
 `res_x`. In a real fMoW record `gsd` says 0.468 m where the grid has 0.421 m.
 
 An image that was resized after its record was written is caught where the record tells its own size (`proj:shape`,
-`img_width`): the GSD then follows.
+`img_width`): the GSD then follows. A thumbnail is such an image: what the item says of its grid counts for it only where
+`proj:shape` tells that grid's size.
 """
 
 import math
@@ -71,12 +72,12 @@ def _stac(record: Record, file_name: str, size: Size | None) -> Iterator[Maker]:
     if (system := _stac_crs(both)) and is_other_planet(system):
         yield partial(_refuse, "STAC item of another planet", system)
         return
-    if both.get("proj:transform") is not None:
+    thumbnail = "thumbnail" in (asset.get("roles") or [])
+    holder = asset if thumbnail and _own_size(both) is None else both
+    if holder.get("proj:transform") is not None:
         yield partial(_projected, both, size)
     factor = _shape_factor(both, size)
-    holders = (
-        [asset, _common(asset)] if "thumbnail" in (asset.get("roles") or []) else [asset, _common(asset), properties]
-    )
+    holders = [asset, _common(asset), *([] if thumbnail else [properties])]
     for stage, source, keys in _STAC_FIELDS:
         value = next((h[key] for h in holders for key in keys if h.get(key) is not None), None)
         if value is not None:

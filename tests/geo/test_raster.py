@@ -210,6 +210,28 @@ def test_a_program_in_disguise_is_not_run(tmp_path: Path) -> None:
             read_rgb(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".ovr", ".msk"])
+def test_rasters_beside_the_file_are_not_opened(tmp_path: Path, suffix: str) -> None:
+    """GDAL takes X.tif.ovr for overviews and X.tif.msk for a mask, whatever is in them."""
+    path = write_raster(tmp_path / "a.tif", noise(1, "uint8", 200, 64))
+    alone = read_rgb(path, max_pixels=32 * 32)
+    write_raster(tmp_path / f"a.tif{suffix}", bands(0, side=32 if suffix == ".ovr" else 64), photometric="MINISBLACK")
+    beside = read_rgb(path, max_pixels=32 * 32)
+    np.testing.assert_array_equal(beside.pixels_HW3, alone.pixels_HW3)
+    assert set(beside.notes) - set(alone.notes) == {f"{suffix} beside the file not used"}
+
+
+def test_overviews_that_are_named_in_another_file_are_refused(tmp_path: Path) -> None:
+    """The item may name anything that GDAL can open; GDAL reads it from the file itself too."""
+    path = write_raster(tmp_path / "a.tif", noise(1, "uint8", 200, 64), transform=north_up(1))
+    write_raster(tmp_path / "secret.tif", bands(9, side=32))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "secret.tif"))
+    for read in (read_rgb, lambda p: read_rgb(p, max_pixels=32 * 32)):
+        with pytest.raises(SampleError, match=r"another file.*secret\.tif.*gdal_translate"):
+            read(path)
+
+
 def test_decompression_bomb_is_refused_by_header(tmp_path: Path) -> None:
     """A sparse file of a few kilobytes that claims 2.5e9 pixels."""
     path = tmp_path / "bomb.tif"

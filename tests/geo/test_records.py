@@ -56,6 +56,16 @@ def test_stac_thumbnail_does_not_inherit_the_item() -> None:
     assert by_source(STAC, "thumb.jpg") == {}
 
 
+def test_a_stac_thumbnail_has_the_items_grid_only_where_its_size_is_told() -> None:
+    item = copy.deepcopy(STAC)
+    item["properties"]["proj:transform"] = item["assets"]["visual"].pop("proj:transform")
+    assert by_source(item, "thumb.jpg", size=(100, 200)) == {}
+    item["properties"]["proj:shape"] = item["assets"]["visual"].pop("proj:shape")
+    found = by_source(item, "thumb.jpg", size=(100, 200))
+    assert set(found) == {"stac:proj:transform"}
+    assert found["stac:proj:transform"].gsd_m == pytest.approx(5.0 / 0.9996, rel=1e-3)
+
+
 def test_stac_item_level_gsd_serves_unknown_assets() -> None:
     assert set(by_source(STAC, "other.tif")) == {"stac:gsd"}
 
