@@ -10,7 +10,8 @@ each byte and a server that trickles would hold it for ever. A wait that would p
 
 What is retried: no connection, time-outs, 408, 409, 425, 429, 5xx up to `attempts` times; replies that do not parse up
 to `reply_attempts` times, each with the next seed, because the same seed would give the same prose. Refusals and bad
-requests are not retried. Wrong key, model or address (401, 403, 404) is a `ConfigError`: it would be so for every item.
+requests are not retried. Wrong key, model or address, or no credit (`_GLOBAL`) is a `ConfigError`: it would be so for
+every item.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ T = TypeVar("T")
 """What a reply parses to."""
 
 _PASSING = {408, 409, 425, 429}
+_GLOBAL = {401, 402, 403, 404, 405}
 _REFUSAL = re.compile(r"\s*(i['’]m sorry|i am sorry|sorry,|i can(no|['’])t |i am unable|i['’]m unable|as an ai )", re.I)
 
 
@@ -138,7 +140,7 @@ class Chat:
             ReplyError: answers, but none of them parses.
             RefusedError: the model declines.
             RejectedError: the server finds this request bad.
-            ConfigError: wrong key, address or model.
+            ConfigError: wrong key, address or model, or no credit.
         """
         # The slot is held through the waits: a server in trouble then has fewer requests to answer, not more.
         async with self._slots:
@@ -220,11 +222,11 @@ def _answer(raw: RawReply, parse: Callable[[str], T], max_tokens: int) -> Answer
 
 
 def _give_up(failure: HttpFailure) -> NoReturn:
-    if failure.status in (401, 403, 404):
+    if failure.status in _GLOBAL:
         raise ConfigError(
             f"server refuses all requests: {failure.problem}",
             field="status",
             value=failure.status,
-            remedy="check base_url, model and key",
+            remedy="check base_url, model, key and the credit of its account",
         ) from failure
     raise RejectedError(f"server rejects the request: {failure.problem}", field="status", value=failure.status)

@@ -61,8 +61,16 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Member:
+    path: Path
     offset: int
-    data: bytes
+    size: int
+
+    @property
+    def data(self) -> bytes:
+        """Read anew at each call: a shard holds gigabytes, and its members need not lie sample by sample."""
+        with open(self.path, "rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size)
 
 
 def scan_shard(path: Path, root: Path, scan: Scan, *, boundaries: TierBoundaries) -> None:
@@ -105,12 +113,10 @@ def _grouped(path: Path, file: str, scan: Scan) -> Iterator[tuple[str, dict[str,
         with tarfile.open(path, mode="r:") as tar:
             for info in tar:
                 key, _, ext = info.name.partition(".") if "/" not in info.name else _split_name(info.name)
-                reason = _refuse(info, key, ext, groups)
-                stream = None if reason else tar.extractfile(info)
-                if stream is None:
-                    scan.rejected.append(Rejected(file=file, key=info.name, reason=reason or "not a plain file"))
-                    continue
-                groups[key][ext] = _Member(info.offset_data, stream.read())
+                if reason := _refuse(info, key, ext, groups):
+                    scan.rejected.append(Rejected(file=file, key=info.name, reason=reason))
+                else:
+                    groups[key][ext] = _Member(path, info.offset_data, info.size)
             _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(f"not a complete, uncompressed tar file: {error}", file=path) from error
@@ -124,7 +130,7 @@ def _split_name(name: str) -> tuple[str, str, str]:
 
 
 def _refuse(info: tarfile.TarInfo, key: str, ext: str, groups: dict[str, dict[str, _Member]]) -> str:
-    if not info.isreg():
+    if not info.isreg() or info.issparse():  # at the offset of a sparse member lies something else than its content
         return "not a plain file"
     if ext != "json" and _image_of(ext) is None:
         return f"extension {ext!r} is not allowed"
@@ -166,37 +172,40 @@ def _row(
             field="members",
             value=sorted(members),
         )
-    text, ext, image = members["json"], images[0][1], members[images[0][2]]
-    sample = Sample.from_json(text.data)
+    text = members["json"].data
+    sample = Sample.from_json(text)
     if sample.n_images != len(images):
         raise SampleError("not as many images as its JSON says", file=where, field="n_images", value=len(images))
     if boundaries.tier_of(sample.gsd_m_native) is not sample.tier:
         raise SampleError("GSD lies outside the stated tier", file=where, field="tier", value=str(sample.tier))
-    for _, format_, name in images:
-        size = image_size(members[name].data, format_, where=where)
-        if size != (sample.width, sample.height):
-            raise SampleError(
-                "image is of another size than its JSON says", file=where, field="width, height", value=size
-            )
+    (ext, offset, size, crc32), *later = (
+        _image_place(where, format_, members[name], (sample.width, sample.height)) for _, format_, name in images
+    )
     return sample, {
         "key": key,
         "image_id": sample.image_id,
         "source": sample.source,
         "ext": ext,
-        "image_offset": image.offset,
-        "image_size": len(image.data),
-        "image_crc32": zlib.crc32(image.data),
-        "json_offset": text.offset,
-        "json_size": len(text.data),
-        "json_crc32": zlib.crc32(text.data),
+        "image_offset": offset,
+        "image_size": size,
+        "image_crc32": crc32,
+        "json_offset": members["json"].offset,
+        "json_size": len(text),
+        "json_crc32": zlib.crc32(text),
         "n_questions": len(sample.qas),
         "width": sample.width,
         "height": sample.height,
-        LATER_COLUMN: [
-            (format_, members[name].offset, len(members[name].data), zlib.crc32(members[name].data))
-            for _, format_, name in images[1:]
-        ],
+        LATER_COLUMN: later,
     }
+
+
+def _image_place(where: str, ext: str, member: _Member, size: tuple[int, int]) -> tuple[str, int, int, int]:
+    """(extension, offset, bytes, checksum) of an image; its bytes are let go before the next one's are read."""
+    data = member.data
+    found = image_size(data, ext, where=where)
+    if found != size:
+        raise SampleError("image is of another size than its JSON says", file=where, field="width, height", value=found)
+    return ext, member.offset, member.size, zlib.crc32(data)
 
 
 def write_index(root: Path, scan: Scan, *, corpus: str, boundaries: TierBoundaries, content_hash: str) -> Path:

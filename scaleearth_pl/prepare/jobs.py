@@ -53,23 +53,25 @@ def make_job(
     parse: Callable[[str, str], dict[str, Any]],
     config: ChatConfig,
 ) -> Job:
-    """A job whose id hashes image, view, prompt, model and sampling.
+    """A job whose id hashes image, view, prompt, model and sampling, and in an audit the record that is judged.
 
     Args:
-        facts: what the record says of the view (`views.facts_of`); holds `image_sha256` and `factor`.
+        facts: what the record says of the view (`views.facts_of`); holds `image_sha256` and `factor`. A `record_id`
+            counts too: verdicts name that record's questions, so equal texts of another record are asked anew.
         prompt: the texts.
         image: encodes the view; called only if the job is asked.
         schema: name and JSON schema of the reply.
         parse: (id, text of the reply) to the record's reply fields.
         config: the client's, for what it decides of the reply.
     """
+    asked: dict[str, Any] = {name: facts[name] for name in ("factor", "record_id") if name in facts}
     sampling = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": config.seed}
     identity = record_id(
         image_sha256=facts["image_sha256"],
         prompt_version=prompt.version,
         prompt=f"{prompt.system}\n\n{prompt.user}",
         model=config.model,
-        parameters={"factor": facts["factor"], **sampling},
+        parameters={**asked, **sampling},
     )
 
     def request() -> ChatRequest:

@@ -114,7 +114,7 @@ def import_part(config: PartConfig, out: Path, *, rank: int, tasks: int) -> Path
                 except SampleError as error:
                     kind = "duplicate_id" if error.field == "image_id" else "bad_image"
                     entry = _rejected(entry.sample, kind, str(error))
-            tally.rejected[entry.source, entry.kind] += 1
+            tally.rejected[entry.source, entry.kind] += entry.count
             quarantine.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
         if not tally.images:
             stack.pop_all()  # an empty part gets no index, and is no error

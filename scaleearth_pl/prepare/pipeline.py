@@ -13,7 +13,8 @@
 Why datatrove: its executors take any callable `(data, rank, world_size)`, so our steps need no wrapping in its documents, which
 are made for text; they keep one log and one completion file a task, and run the same callable under Slurm. What is run
 is `parts.ImportPart`. A finished task is not repeated after a kill (`<out>.parts/<hash>/log/completions/`); a part
-without its completion file is built anew. Price: datatrove 0.10 also writes its log to standard error.
+without its completion file is built anew, and every part where the settings or the sources that are there have changed.
+Price: datatrove 0.10 also writes its log to standard error.
 
 Generation and audit are *not* tasks: they wait for a server, one process keeps it busy (`jobs.py`), and their ledger has
 one writer. Several servers are several runs of `generate` over corpora of single sources.
@@ -121,7 +122,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
         TasksPendingError: Slurm has the tasks.
     """
     archives, engine, part = read_config(config)
-    work = work_folder(config, out, part.drop)
+    work = work_folder(config, out, part)
     run_tasks(ImportPart(config=part, parts=work), engine, work / "log")
     parts = [part_folder(work, rank) for rank in range(engine.tasks)]
     counts = join_parts(parts, out, corpus=archives.corpus, max_bad_share=archives.max_bad_share)
@@ -160,10 +161,14 @@ def read_config(config: dict[str, Any]) -> tuple[ArchivesConfig, EngineConfig, P
     return archives, _typed(EngineConfig, engine, "engine"), part
 
 
-def work_folder(config: dict[str, Any], out: Path, drop: frozenset[str] = frozenset()) -> Path:
-    """Where the parts of these settings lie: beside `out`, so that they outlive the `.partial` folder of a killed build."""
+def work_folder(config: dict[str, Any], out: Path, part: PartConfig) -> Path:
+    """Where the parts of these settings lie: beside `out`, so that they outlive the `.partial` folder of a killed build.
+
+    The sources that are there count as settings: parts that were built without an optional one do not fit those with it.
+    """
     content = {key: value for key, value in config.items() if key not in (*NOT_CONTENT, "out")}
-    digest = hashlib.sha256(json.dumps([content, sorted(drop)], sort_keys=True, default=str).encode()).hexdigest()
+    settings = [content, sorted(part.drop), [repr(source) for source in part.sources]]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return out.with_name(f"{out.name.removesuffix('.partial')}.parts") / digest[:12]
 
 

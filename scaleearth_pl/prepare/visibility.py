@@ -90,7 +90,8 @@ def _matcher() -> tuple[re.Pattern[str], dict[str, Noun]]:
     noun_of = {word: n for n in nouns() for word in n.words}
     words = sorted(noun_of, key=len, reverse=True)
     plurals = [re.escape(w[:-1]) + "(?:ys?|ies)" if w.endswith("y") else re.escape(w) + "(?:e?s)?" for w in words]
-    return re.compile(r"\b(?:" + "|".join(plurals) + r")\b", re.IGNORECASE), noun_of
+    # ASCII inside: without it IGNORECASE takes the Turkish dotless i for an i, which lower() does not.
+    return re.compile(r"\b(?a:" + "|".join(plurals) + r")\b", re.IGNORECASE), noun_of
 
 
 def _singular(word: str, noun_of: dict[str, Noun]) -> str:

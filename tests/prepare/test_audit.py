@@ -73,6 +73,17 @@ def test_the_audit_resumes_and_quarantines(chain: Path, tmp_path: Path) -> None:
     assert sorted(records(out), key=lambda r: r[key]) == sorted(records(chain / "audit.jsonl"), key=lambda r: r[key])
 
 
+def test_records_of_equal_texts_are_judged_one_by_one(chain: Path, tmp_path: Path) -> None:
+    """Verdicts name questions by id: those of the first record would be missing for the second."""
+    row = records(chain / "filtered.jsonl")[0]
+    twin = {**row, "id": "twin", "qas": [{**qa, "id": f"twin-{k}"} for k, qa in enumerate(row["qas"])]}
+    write_jsonl(tmp_path / "r.jsonl", [row, twin])
+    with ChatServer() as server:
+        assert audit_again(chain, tmp_path / "a.jsonl", server, "--records", str(tmp_path / "r.jsonl")) == 0
+    judged = verdicts_of(read_records(tmp_path / "a.jsonl"))
+    assert set(judged) == {qa["id"] for record in (row, twin) for qa in record["qas"]}
+
+
 def test_records_of_another_corpus_are_refused(chain: Path, tmp_path: Path) -> None:
     row = records(chain / "filtered.jsonl")[0]
     for change, message in (({"image_id": "nobody"}, "does not hold"), ({"image_sha256": "0"}, "not the one")):

@@ -141,9 +141,9 @@ def test_concurrency_is_bounded_and_used() -> None:
     assert server.most_in_flight == 3
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_stops_at_once(status: int) -> None:
-    with ChatServer(status=status) as server, pytest.raises(ConfigError, match="base_url, model and key"):
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
+def test_a_wrong_key_model_or_address_stops_at_once(status: int) -> None:
+    with ChatServer(status=status) as server, pytest.raises(ConfigError, match="base_url, model, key and the credit"):
         ask(config(server))
     assert server.arrivals.total() == 1
 

@@ -164,6 +164,31 @@ def test_patternnet_takes_a_users_table_and_hash_splits(raw: Path, tmp_path: Pat
             records("patternnet", root, gsd_table=str(table))
 
 
+@pytest.mark.parametrize("spelling", ["wastewater_treatment_plan", "Wastewater treatment plant"])
+def test_patternnets_table_may_use_either_spelling(raw: Path, tmp_path: Path, spelling: str) -> None:
+    table = tmp_path / "gsd.csv"
+    table.write_text(f"class,gsd_m\n{spelling},0.3\n")
+    found, _ = records("patternnet", raw / "patternnet", gsd_table=str(table))
+    assert sum(bool(f.evidence.extra) for f in found.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("airplane,0.3\nairplanes,0.3\n", r"no folder.*airplanes.*airplane,"),
+        (
+            "wastewater_treatment_plan,0.3\nwastewater_treatment_plant,0.4\n",
+            r"twice.*wastewater treatment plan'.*one spelling",
+        ),
+    ],
+)
+def test_patternnets_table_must_fit_its_folders(raw: Path, tmp_path: Path, rows: str, message: str) -> None:
+    table = tmp_path / "gsd.csv"
+    table.write_text("class,gsd_m\n" + rows)
+    with pytest.raises(ConfigError, match=message):
+        records("patternnet", raw / "patternnet", gsd_table=str(table))
+
+
 def test_an_archive_gives_the_records_of_its_folder(raw: Path, tmp_path: Path) -> None:
     for kind, folder in (("patternnet", "PatternNet"), ("mtsccd", "MtSCCD_LUSC")):
         shutil.make_archive(str(tmp_path / kind / folder), "zip", raw / kind, folder)

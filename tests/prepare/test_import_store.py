@@ -1,6 +1,7 @@
 """Archives read in place and images made fit: what climbs out, lies about its size, is cut, or is no image at all."""
 
 import io
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.archives import (
+    make_patternnet,
     picture,
     put,
 )
@@ -21,6 +23,7 @@ from PIL import Image
 from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.prepare.importers import store
+from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import picture_of
 from scaleearth_pl.prepare.importers.record import Found, ImageRef, Imported
@@ -63,6 +66,20 @@ def test_members_that_climb_out_or_repeat_are_refused_and_named(tmp_path: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
 
 
+@pytest.mark.parametrize("pack", [zip_of, tar_of])
+@pytest.mark.parametrize("again", ["a.png", "./a.png"])
+def test_of_a_name_that_occurs_twice_the_accepted_member_is_read(
+    tmp_path: Path, pack: Callable[..., Path], again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_MEMBER_BYTES", 1000)
+    members = [("./a.png", b"first"), (again, bytes(100_000)), ("./b.png", b"b")]
+    with pytest.warns(UserWarning, match="Duplicate") if (pack, again) == (zip_of, "./a.png") else nullcontext():
+        tree = FileTree(pack(tmp_path / f"a.{pack.__name__[:3]}", members))
+    assert list(tree.names()) == ["a.png", "b.png"]
+    assert tree.refused == [(again, "name occurs twice")]
+    assert [read_image(tree.find(name)) for name in ("a.png", "./b.png")] == [b"first", b"b"]  # type: ignore[arg-type]
+
+
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, kind in (
@@ -94,6 +111,26 @@ def test_a_zip_that_lies_about_its_sizes_is_a_sample_error(tmp_path: Path) -> No
     tree = FileTree(path)
     with pytest.raises(SampleError, match="cannot be read"):
         read_image(tree.find("bomb.png"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_broken_stream_costs_its_member_and_is_counted(tmp_path: Path, method: int) -> None:
+    folder = make_patternnet(tmp_path) / "PatternNet"
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.rglob("*.jpg")):
+            archive.write(file, file.relative_to(folder.parent))
+    first = archive.infolist()[0]
+    data, start = bytearray(path.read_bytes()), first.header_offset + 30 + len(first.filename)
+    start += 9 if method == zipfile.ZIP_LZMA else 0  # past the properties, which zipfile itself reads
+    data[start : start + 31] = b"\xff" * 31
+    path.write_bytes(data)
+    shutil.rmtree(folder)
+    with pytest.raises(SampleError, match="cannot be read"):
+        read_image(ImageRef(path=path, member=first.filename))
+    sources = {"patternnet": {"root": "patternnet"}}
+    tally = import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.5), tmp_path / "out")
+    assert (tally.images.total(), dict(tally.rejected)) == (5, {("patternnet", "bad_image"): 1})
 
 
 def test_archives_that_cannot_be_read_in_place_name_the_remedy(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,35 @@ def test_bad_members_are_rejected_with_their_reason(tmp_path, bad, reason):
     assert scan.n_samples == 4 + (bad[0][0] == "9.pyd")
     with pytest.raises(QuarantineLimitError, match="rejected"):
         index_foreign(tmp_path, max_bad_share=0.0)
+
+
+def test_memory_holds_one_member_not_the_shard(tmp_path):
+    n, image = 8, random_image(np.random.default_rng(0), 512, 512)
+    texts = [fake_sample(k, size=(512, 512)).to_json().encode() for k in range(n)]
+    write_tar(
+        tmp_path / "a.tar", [m for k, text in enumerate(texts) for m in ((f"{k}.json", text), (f"{k}.png", image))]
+    )
+    index_foreign(tmp_path)  # imports and caches are not the shard's
+    tracemalloc.start()
+    assert index_foreign(tmp_path).n_samples == n
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(image)
+
+
+def test_sparse_members_are_refused(tmp_path):
+    """What lies at the offset of a sparse member is not its content, and readers go by offsets."""
+    write_tar(tmp_path / "a.tar", [("8.png", IMAGE), *pair(9)])
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        header = bytearray(tar.getmember("8.png").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, len(IMAGE))
+    header[483:495] = b"%011o\0" % len(IMAGE)
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(bytes(header) + data[512:])
+    scan = index_foreign(tmp_path, max_bad_share=0.5)
+    assert (scan.n_samples, [r.reason for r in scan.rejected]) == (1, ["not a plain file"])
 
 
 def test_links_and_compressed_files_are_refused(tmp_path):

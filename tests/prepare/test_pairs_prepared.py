@@ -17,6 +17,8 @@ from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare import generate, leakage, merge
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
+from scaleearth_pl.prepare.importers.record import Found, Rejected
+from scaleearth_pl.prepare.importers.registry import make_source
 from scaleearth_pl.prepare.index import index_foreign
 from scaleearth_pl.prepare.prints import count_images, read_prints
 from scaleearth_pl.prepare.write import ShardWriter
@@ -100,6 +102,18 @@ def test_a_pair_of_two_sizes_or_with_a_bad_image_is_left_out_and_counted(tmp_pat
         tally = import_archives(config, tmp_path / f"out{number}")
         assert (tally.images.total(), dict(tally.rejected)) == (1, {("mtsccd", "bad_image"): 1})
         assert ("differ in size" in (tmp_path / f"out{number}" / "quarantine.jsonl").read_text()) == (number == 0)
+
+
+def test_the_split_of_a_pair_is_read_as_a_folders_name_or_counted(tmp_path: Path) -> None:
+    pairs = make_mtsccd(tmp_path) / "pairs.csv"
+    t1_t2 = pairs.read_text().splitlines()[1]
+    pairs.write_text(
+        "t1,t2,split\n" + "".join(f"{t1_t2},{split}\n" for split in ("Training", "", "Validation", "trian"))
+    )
+    source = make_source("mtsccd", {"pairs": "pairs.csv", "splits": ["train", "val"]}, pairs.parent)
+    *found, bad = source.records()
+    assert [entry.split for entry in found if isinstance(entry, Found)] == ["train", "train", "val"]
+    assert isinstance(bad, Rejected) and bad.kind == "bad_row" and "'trian'" in bad.reason
 
 
 def test_generation_passes_pairs_over_and_merging_keeps_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fakes.archives import edit_json
 from fakes.corpus import fake_sample
 from scale.archive import make_archive
 
@@ -92,6 +94,26 @@ def test_finished_tasks_are_not_repeated_after_a_kill(
     assert content(tmp_path / "c.partial") == content(built)
     pipeline.build(config(archive, tasks=2), tmp_path / "d")
     assert ran[4:] == [0, 1]
+
+
+def test_a_source_that_came_after_a_kill_is_imported_whole(
+    built: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = Path(shutil.copytree(archive, tmp_path / "archive"))
+    optional = config(raw, sources={"rsvqa_hr": {"optional": True}, "rsvqa_lr": {}})
+    import_part = parts.import_part
+
+    def dies_in_the_second(*args: Any, rank: int, tasks: int) -> Path:
+        if rank == 1 and not (raw / "rsvqa_hr").exists():
+            raise KeyboardInterrupt
+        return import_part(*args, rank=rank, tasks=tasks)
+
+    (raw / "rsvqa_hr").rename(raw / "later")
+    monkeypatch.setattr(parts, "import_part", dies_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.build(optional, tmp_path / "c")
+    (raw / "later").rename(raw / "rsvqa_hr")
+    assert content(pipeline.build(optional, tmp_path / "c")) == content(built)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -174,6 +196,16 @@ def test_failures_are_judged_over_all_parts(archive: Path, tmp_path: Path) -> No
     assert len(ShardIndex.load(found)) == N_IMAGES - 1
     (row,) = map(json.loads, (found / "quarantine.jsonl").read_text().splitlines())
     assert (row["item"], row["kind"]) == ("rsvqa_hr-7", "bad_image")
+
+
+def test_a_rejection_counts_for_all_that_it_stands_for(archive: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(archive, tmp_path / "archive"))
+    table = raw / "rsvqa_hr" / "USGS_split_train_answers.json"
+    edit_json(table, lambda rows: rows["answers"].extend(rows["answers"][:3]))
+    found = pipeline.build(config(raw, max_bad_share=0.2), tmp_path / "c")
+    assert json.loads((found / "import.json").read_text())["sources"]["rsvqa_hr"]["rejected"] == {"duplicate_id": 3}
+    with pytest.raises(QuarantineLimitError, match="3 of 26 items"):
+        pipeline.build(config(raw, max_bad_share=0.1), tmp_path / "strict")
 
 
 def test_equal_ids_meet_in_one_task() -> None:

@@ -22,6 +22,7 @@ HEADER = ",".join(COLUMNS)
         ("People on the beaches", {"person", "lake"}),
         ("carpet, scarce, roadside, treetop", set()),
         ("MOBILE HOMES", {"house"}),
+        ("a bu\u0131lding beside a sh\u0131p, a \u212aayak", set()),  # letters that fold to i and k, and are none
     ],
 )
 def test_words(text: str, expected: set[str]) -> None:

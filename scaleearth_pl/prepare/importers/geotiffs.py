@@ -142,5 +142,7 @@ def _text(value: Any) -> str:
 
 def _options(value: Any) -> tuple[str, ...] | None:
     """A list, or a text with | between (CSV)."""
-    found = value.split("|") if isinstance(value, str) else value
-    return tuple(str(v).strip() for v in found) if found else None
+    found = value.split("|") if value and isinstance(value, str) else value or []
+    if not isinstance(found, list):
+        raise SampleError("options are no list", field="options", value=value, remedy="give a list, or one text with |")
+    return tuple(str(v).strip() for v in found) or None

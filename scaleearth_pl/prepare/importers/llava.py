@@ -124,7 +124,7 @@ class Llava(Source):
         for number, _, text, _ in items:
             try:
                 qas += conversation(json.loads(text), f"{image_id}-{number}", history=self.history)
-            except ValueError as error:
+            except (SampleError, ValueError) as error:
                 yield Rejected(source=self.name, item=f"{image_name}#{number}", kind="bad_question", reason=str(error))
         if not qas:
             return

@@ -2,7 +2,8 @@
 
 The publisher's folder layout could not be read, so the importer asks for little: an image's folder is its class, and
 folders above it may name a split (train, val, test) and a city. Official splits are by city: the city is the region.
-`pairs` is a CSV `t1,t2[,split][,answer]` of relative names. A pair is one tree with two images of one size and GSD (that
+`pairs` is a CSV `t1,t2[,split][,answer]` of relative names; `split` is written as a folder's name would be, and
+where it is empty the first image's folder tells. A pair is one tree with two images of one size and GSD (that
 of the first); its question asks whether the class changed (the folders tell, or `answer` does).
 """
 
@@ -80,6 +81,10 @@ class MtSCCD(Source):
                 yield found
 
     def _pair(self, tree: FileTree, row: Mapping[str, str | None], image_id: str) -> Found | Rejected:
+        stated = (row.get("split") or "").strip()
+        if stated and split_of_folder(stated) is None:
+            reason = f"split is {stated!r}: write train, val or test, or leave it empty"
+            return Rejected(source=self.kind, item=image_id, kind="bad_row", reason=reason)
         sides = []
         for column in ("t1", "t2"):
             image = tree.image_or_rejected(row[column], source=self.kind, item=f"{image_id}.{column}")
@@ -89,21 +94,19 @@ class MtSCCD(Source):
         first = self._found(tree, str(row["t1"]))
         if isinstance(first, Rejected):
             return first
-        labels = [words(("", *str(row[column]).split("/"))[-2]) for column in ("t1", "t2")]
-        question = Question(
-            id=f"{image_id}-change",
-            type="change",
-            family="identification",
-            question="Did the land use change between the first and the second image?",
-            answer=(row.get("answer") or "").strip() or ("no" if labels[0] == labels[1] else "yes"),
-        )
-        return replace(
-            first,
-            image_id=image_id,
-            later=(sides[1],),
-            qas=(question,),
-            split=(row.get("split") or "").strip() or first.split,
-        )
+        split = split_of_folder(stated) or first.split
+        return replace(first, image_id=image_id, later=(sides[1],), qas=(_change_question(row, image_id),), split=split)
+
+
+def _change_question(row: Mapping[str, str | None], image_id: str) -> Question:
+    labels = [words(("", *str(row[column]).split("/"))[-2]) for column in ("t1", "t2")]
+    return Question(
+        id=f"{image_id}-change",
+        type="change",
+        family="identification",
+        question="Did the land use change between the first and the second image?",
+        answer=(row.get("answer") or "").strip() or ("no" if labels[0] == labels[1] else "yes"),
+    )
 
 
 def _tree(root: Path) -> FileTree | None:

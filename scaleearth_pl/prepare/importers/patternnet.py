@@ -5,7 +5,6 @@ interval of the data set's table, and does not supervise SSE-U, unless the user 
 official split either: shares of val and test are drawn by hash, none by default.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +25,7 @@ class PatternNet(Source):
     """The class folders below `root`, or the archive `PatternNet.zip`.
 
     Args:
-        gsd_table: CSV `class,gsd_m[,gsd_lo,gsd_hi]`.
+        gsd_table: CSV `class,gsd_m[,gsd_lo,gsd_hi]`; a class that it leaves out keeps the interval of the data set.
         shares: of val and test.
     """
 
@@ -45,19 +44,39 @@ class PatternNet(Source):
         if tree is None:
             raise ConfigError("no images/ folder and no PatternNet.zip", file=self.root, remedy="unpack the archive")
         yield from tree.rejected(self.kind)
-        table = read_gsd_table(self.gsd_table) if self.gsd_table else {}
-        for name in self._names(tree):
-            path = "/".join(name.split("/")[-2:])
-            label = words(path.split("/")[0])
-            label = _SPELLINGS.get(label, label)
+        names = [name for name in tree.names() if "/" in name]
+        table = _gsd_table(self.gsd_table, {_label(name) for name in names}) if self.gsd_table else {}
+        for name in names:
+            path, label = "/".join(name.split("/")[-2:]), _label(name)
             split = self.shares.split_of(name.rsplit("/", 1)[-1])
             if split in self.splits:
                 about = ClassImage(source=self.kind, path=path, dataset="PatternNet", split=split, label=label)
                 extra: tuple[Candidate, ...] = (table[label],) if label in table else ()
                 yield found_image(tree, name, about, extra)
 
-    def _names(self, tree: FileTree) -> Iterator[str]:
-        return (name for name in tree.names() if "/" in name)
+
+def _label(name: str) -> str:
+    return _spelt(words(name.split("/")[-2]))
+
+
+def _spelt(label: str) -> str:
+    return _SPELLINGS.get(label, label)
+
+
+def _gsd_table(path: Path, labels: set[str]) -> dict[str, Candidate]:
+    """The user's table by label; `ConfigError` where two rows mean one class, or a row means none of `labels`."""
+    given = read_gsd_table(path)
+    table = {_spelt(label): candidate for label, candidate in given.items()}
+    if len(table) < len(given):
+        twice = sorted(label for label in given if _spelt(label) != label and _spelt(label) in given)
+        remedy = "keep one spelling of it"
+        raise ConfigError("GSD table names a class twice", file=path, field="class", value=twice, remedy=remedy)
+    if unknown := sorted(set(table) - labels):
+        remedy = f"leave them out, or use {', '.join(sorted(labels))}"
+        raise ConfigError(
+            "GSD table names classes that no folder has", file=path, field="class", value=unknown, remedy=remedy
+        )
+    return table
 
 
 def _tree(root: Path) -> FileTree | None:

@@ -2,17 +2,20 @@
 
 Nothing is ever extracted: a member is read into memory by its own offset, so a path that climbs out of the archive has
 nowhere to climb to. It is refused all the same, as is a link, a device and a name that occurs twice, since such an
-archive is not what its publisher made. A member larger than `MAX_MEMBER_BYTES` is refused by its header, and the zip
+archive is not what its publisher made: of such a name the first member is taken, by its own header, however the name is
+written (`./a.png` is `a.png`). A member larger than `MAX_MEMBER_BYTES` is refused by its header, and the zip
 reader stops at the size that the header states, so a bomb costs a bounded amount of memory.
 
 Price: a gzipped tar has no offsets and is refused with the remedy; the index of a tar of a million members is held in
 memory (about 250 bytes each).
 """
 
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,20 +27,32 @@ from scaleearth_pl.prepare.importers.record import ImageRef, Rejected
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2", ".img", ".ntf")
 
+_Place = tuple[int, int] | zipfile.ZipInfo
+_READ_ERRORS = (
+    OSError,  # bzip2's too
+    KeyError,
+    zipfile.BadZipFile,
+    RuntimeError,  # an unknown password, and NotImplementedError for an unknown compression
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+)
+
 
 @dataclass(frozen=True)
 class _Listing:
-    """Members of an archive by name: (offset, size) in a tar, (0, size) in a zip; and those refused, with reasons."""
+    """Members by plain name, without "./": (offset, size) in a tar, the header in a zip; those refused, with reasons."""
 
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    members: dict[str, _Place] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, name: str, offset: int, size: int, problem: str | None) -> None:
-        problem = problem or unsafe_reason(name) or ("name occurs twice" if name in self.members else None)
+    def add(self, name: str, place: _Place, size: int, problem: str | None) -> None:
+        plain = str(PurePosixPath(name))
+        problem = problem or unsafe_reason(name) or ("name occurs twice" if plain in self.members else None)
         if problem is None and size > MAX_MEMBER_BYTES:
             problem = f"member of {size} bytes"
         if problem is None:
-            self.members[str(PurePosixPath(name))] = (offset, size)
+            self.members[plain] = place
         else:
             self.refused.append((name, problem))
 
@@ -132,16 +147,17 @@ def read_image(ref: ImageRef) -> bytes:
             if size > MAX_MEMBER_BYTES:
                 raise SampleError(f"image file has more than {MAX_MEMBER_BYTES} bytes", file=ref.path, value=size)
             return ref.path.read_bytes()
-        if zipfile.is_zipfile(ref.path):
-            return _zip(ref.path, os.getpid()).read(ref.member)
-        offset, size = _listing(ref.path).members[ref.member]
+        place = _listing(ref.path).members[ref.member]
+        if isinstance(place, zipfile.ZipInfo):  # by name, the last member of that name would be read
+            return _zip(ref.path, os.getpid()).read(place)
+        offset, size = place
         with ref.path.open("rb") as stream:
             stream.seek(offset)
             data = stream.read(size)
         if len(data) < size:
             raise SampleError("archive ends inside this member", file=str(ref))
         return data
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+    except _READ_ERRORS as error:
         raise SampleError(f"image cannot be read: {error}", file=str(ref)) from error
 
 
@@ -152,13 +168,13 @@ def _listing(path: Path) -> _Listing:
         if zipfile.is_zipfile(path):
             for info in _zip(path, os.getpid()).infolist():
                 if not info.is_dir():
-                    listing.add(info.filename, 0, info.file_size, _zip_problem(info))
+                    listing.add(info.filename, info, info.file_size, _zip_problem(info))
             return listing
         with tarfile.open(path, mode="r:") as tar:
             for member in tar:
                 if not member.isdir():
                     problem = None if member.isreg() else "not a plain file"
-                    listing.add(member.name, member.offset_data, member.size, problem)
+                    listing.add(member.name, (member.offset_data, member.size), member.size, problem)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ConfigError(
             f"archive cannot be read in place: {error}",
