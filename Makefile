@@ -1,5 +1,5 @@
 # Targets are described by the text after '##'; `make help` prints them. Variables: SIZE CORPUS RSVQA_ROOT MODEL DEVICES
-# NODES RESUME=1 FAST=1 SEED ARGS. `make stage2` alone does everything it needs.
+# NODES RESUME=1 FAST=1 SEED JOBS ARGS. `make stage2` alone does everything it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -11,6 +11,11 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores).
 export OMP_WAIT_POLICY ?= PASSIVE
+# A second thread gains nothing at tiny size (measured); with one, two runs share two cores and sums have one order.
+ifeq ($(SIZE),tiny)
+export OMP_NUM_THREADS ?= 1
+JOBS ?= 2
+endif
 
 ROOT := data_shards/$(CORPUS)
 TAG := $(SIZE)-$(CORPUS)$(if $(filter-out 1,$(SEED)),-seed$(SEED))
@@ -81,10 +86,13 @@ sheets: setup shards  ## images, questions and every variant's answers side by s
 
 compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
 	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
-	@for twin in $(TWINS); do test -e runs/$$twin-$(TAG)/latest/predictions.jsonl || \
-	  $(STAGE2_FIT) -c experiments/baseline/$$twin.yaml --experiment $$twin-$(TAG) $(STAGE2_SET) || exit; done
+	@$(MAKE) --no-print-directory -j $(or $(JOBS),1) $(TWINS:%=twin-%)
 	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
 	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
+
+twin-%:
+	@test -e runs/$*-$(TAG)/latest/predictions.jsonl || { set -o pipefail; $(STAGE2_FIT) -c experiments/baseline/$*.yaml \
+	  --experiment $*-$(TAG) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; }
 
 bench: setup  ## the ladder against other trainers (extra bench)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
