@@ -3,6 +3,7 @@
 `corpus/` and `falsify/` are left out: `scaleearth prepare` and `scaleearth falsify` read those, and their tests run them.
 """
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ def command(path: Path) -> list[str]:
 def n_keys(node: Any) -> int:
     """Leaves of a nested mapping."""
     return sum(n_keys(value) for value in node.values()) if isinstance(node, dict) and node else 1
+
+
+def test_the_readme_lists_each_file_once() -> None:
+    listed, folder = [], ""
+    for row in (EXPERIMENTS / "README.md").read_text().splitlines():
+        files = row.split("|")[1] if row.startswith("|") else ""
+        if section := re.search(r"\*\*`(\w+/)`", files):
+            folder = section[1]
+        listed += [folder + name for name in re.findall(r"`(\w+\.yaml)`", files)]
+    assert sorted(listed) == sorted(name_of(path) for path in EXPERIMENTS.rglob("*.yaml"))
 
 
 def test_the_discovery_finds_them() -> None:
