@@ -6,6 +6,7 @@ Later files and options win, also inside values that are interpolated from them 
 `runs/<experiment>/<version>/`, and `runs/<experiment>/latest` points to the newest.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -17,22 +18,30 @@ import jsonargparse
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 
 OWN_COMMANDS = {
-    "prepare": "scaleearth_pl.prepare.corpus",
-    "index": "scaleearth_pl.prepare.index",
-    "geotag": "scaleearth_pl.prepare.geotag",
-    "report": "scaleearth_pl.prepare.report.command",
-    "leakage": "scaleearth_pl.prepare.leakage",
-    "summary": "scaleearth_pl.evaluation.summary",
-    "compare": "scaleearth_pl.evaluation.compare",
-    "evaluate": "scaleearth_pl.evaluation.evaluator.command",
-    "falsify": "scaleearth_pl.evaluation.falsify.main",
-    "ablations": "scaleearth_pl.evaluation.falsify.ablations",
-    "sheets": "scaleearth_pl.evaluation.sheets.main",
-    "ask": "scaleearth_pl.serving.ask",
-    "export": "scaleearth_pl.serving.export",
-    "export-base": "scaleearth_pl.serving.export_base",
-    "serve": "scaleearth_pl.serving.server",
-    "viewer": "scaleearth_pl.serving.viewer",
+    "prepare": ("scaleearth_pl.prepare.corpus", "raw archives, or the procedural world, to shards"),
+    "index": ("scaleearth_pl.prepare.index", "an index for WebDataset shards made elsewhere"),
+    "geotag": ("scaleearth_pl.prepare.geotag", "the GSD of image files, in metres on the ground"),
+    "report": ("scaleearth_pl.prepare.report.command", "figures, tables and a data card of a corpus"),
+    "leakage": ("scaleearth_pl.prepare.leakage", "near-duplicates between training and evaluation"),
+    "summary": ("scaleearth_pl.evaluation.summary", "the table of a finished run"),
+    "compare": ("scaleearth_pl.evaluation.compare", "a run against its twins"),
+    "evaluate": ("scaleearth_pl.evaluation.evaluator.command", "checkpoints x benchmarks x GSD policies"),
+    "falsify": ("scaleearth_pl.evaluation.falsify.main", "the registered hypotheses, and a verdict for each"),
+    "ablations": ("scaleearth_pl.evaluation.falsify.ablations", "ours without one component at a time"),
+    "sheets": ("scaleearth_pl.evaluation.sheets.main", "images, questions and every variant's answers"),
+    "ask": ("scaleearth_pl.serving.ask", "questions about images, from the command line"),
+    "export": ("scaleearth_pl.serving.export", "adapters folded at a GSD, for PEFT and vLLM"),
+    "export-base": ("scaleearth_pl.serving.export_base", "the dequantised base that they stand on"),
+    "serve": ("scaleearth_pl.serving.server", "an OpenAI-compatible endpoint"),
+    "viewer": ("scaleearth_pl.serving.viewer", "a page with a GSD slider"),
+}
+"""Module and purpose by name; a module is imported when its command is called."""
+
+LIGHTNING_COMMANDS = {
+    "fit": "trains an experiment: -c experiments/stage2.yaml -c experiments/size/tiny.yaml",
+    "validate": "the validation splits, with a checkpoint",
+    "test": "the test splits, with a checkpoint",
+    "predict": "answers without scores",
 }
 
 
@@ -49,8 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str]) -> int:
     """One command; returns its exit status."""
     try:
-        if arguments and arguments[0] in OWN_COMMANDS:
-            return int(importlib.import_module(OWN_COMMANDS[arguments[0]]).main(arguments[1:]))
+        if not arguments or arguments[0] in ("-h", "--help"):
+            sys.stdout.write(overview())
+            return 0
+        if arguments[0] in OWN_COMMANDS:
+            return int(importlib.import_module(OWN_COMMANDS[arguments[0]][0]).main(arguments[1:]))
+        check_command(arguments[0])
         from scaleearth_pl.training.security import check_arguments
 
         check_arguments(arguments)
@@ -62,6 +75,23 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"\n{type(typed).__name__}: {typed}\n")
         return typed.exit_status
     return 0
+
+
+def overview() -> str:
+    """What `scaleearth --help` says of every command; nothing is imported for it."""
+    rows = {**LIGHTNING_COMMANDS, **{name: purpose for name, (_, purpose) in OWN_COMMANDS.items()}}
+    lines = [f"  {name:<12} {purpose}" for name, purpose in rows.items()]
+    return "\n".join(["usage: scaleearth COMMAND ... (scaleearth COMMAND --help tells more)", "", *lines, ""])
+
+
+def check_command(word: str) -> None:
+    """Raises `ConfigError` for a first word that is no command; options before the command are LightningCLI's."""
+    known = [*LIGHTNING_COMMANDS, *OWN_COMMANDS]
+    if word in known or word.startswith("-"):
+        return
+    near = difflib.get_close_matches(word, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`scaleearth --help` lists them"
+    raise ConfigError("no such command", field="command", value=word, remedy=remedy)
 
 
 def typed_error(error: BaseException) -> ScaleEarthError | None:

@@ -1,5 +1,6 @@
 """The command line: composition, interpolation, run folders, exit statuses; no weights are needed for any of it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from fakes.runs import EXPERIMENTS, arguments, fit
 
-from scaleearth_pl.cli import main
+from scaleearth_pl.cli import OWN_COMMANDS, main
 
 STAGE2 = ("fit", "-c", str(EXPERIMENTS / "stage2.yaml"))
 EIGHT = ("-c", str(EXPERIMENTS / "size" / "8b.yaml"))
@@ -111,6 +112,23 @@ def test_a_run_has_a_folder_of_its_own_and_latest_points_to_it(fake_corpus: Path
 def test_own_commands_are_reached_and_errors_leave_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "/nowhere/at/all"]) == 2
     assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_loads_no_library() -> None:
+    code = "import sys; from scaleearth_pl.cli import main; main(['--help']); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("\nFalse\n")
+    assert {line.split()[0] for line in shown.splitlines() if line.startswith("  ")} == {
+        *("fit", "validate", "test", "predict"),
+        *OWN_COMMANDS,
+    }
+    for module, _ in OWN_COMMANDS.values():
+        assert importlib.util.find_spec(module), module
+
+
+def test_a_command_that_is_none_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fot", "-c", "experiments/stage2.yaml"]) == 2
+    assert "did you mean fit?" in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
