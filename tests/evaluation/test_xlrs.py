@@ -167,6 +167,13 @@ def test_foreign_rows_and_bad_images_are_named(tmp_path, subject):
     file.write_text(json.dumps({**row(0), "image": [], "category": "Cooking/Soup"}) + "\n")
     with pytest.raises(ConfigError, match="Cooking"):
         open_benchmark("xlrs", [file]).choices()
+    for bad, message in (
+        ({**row(0), "image": [], "multi-choice options": None}, "multi-choice options"),
+        ([1], "object"),
+    ):
+        file.write_text(json.dumps(bad) + "\n")
+        with pytest.raises(ConfigError, match=message):
+            open_benchmark("xlrs", [file]).choices()
     broken = base64.b64encode(b"not an image" * 20).decode()
     file.write_text("".join(json.dumps({**row(i), "image": [x]}) + "\n" for i, x in enumerate([broken, _b64(1)])))
     benchmark = open_benchmark("xlrs", [file])
