@@ -1,15 +1,17 @@
 """The rules of the verdict, on data whose truth is known, and the bookkeeping of runs."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.subjects import tiny_subject
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.falsify import findings, runs
+from scaleearth_pl.evaluation.falsify import findings, measure, runs
 from scaleearth_pl.evaluation.falsify.plan import Plan
 from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
@@ -222,3 +224,30 @@ def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
     bad = (sys.executable, "-c", "raise SystemExit('no room')")
     with pytest.raises(ConfigError, match=r"no room.*falsify\.log"):
         runs.run_all([runs.Job(name="bad", command=bad, folder=tmp_path / "bad")], 1, title="test")
+
+
+def test_a_table_is_read_again_only_for_the_same_question(
+    fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another grid, or another corpus under the same path, is another file."""
+    asked, corpus, subject = [], tmp_path / "corpus", tiny_subject(fake_corpus)
+    shutil.copytree(fake_corpus, corpus)
+
+    class Written(list):
+        def save(self, file: Path) -> None:
+            asked.append([view.spoof_gsd_m for view in self if view.policy == "spoof"])
+            file.touch()
+
+    monkeypatch.setattr(measure, "load_subject", lambda _: subject)
+    monkeypatch.setattr(measure, "tabulate", lambda _subject, _images, views, **_: Written(views))
+    task = measure.Task(
+        variant="ours", seed=1, run=tmp_path, what="spoof", corpus=corpus, out=tmp_path, grid_m=(0.1, 1.0), family="x"
+    )
+    file = measure.measure(task)
+    assert measure.measure(task) == file
+    assert asked == [[0.1, 1.0]]
+    assert measure.measure(replace(task, grid_m=(10.0,))) != file
+    assert asked[1:] == [[10.0]]
+    index = json.loads((corpus / "index.json").read_text())
+    (corpus / "index.json").write_text(json.dumps(index | {"content_hash": "0" * 64}))
+    assert measure.measure(task) != file
