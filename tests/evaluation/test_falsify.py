@@ -12,6 +12,7 @@ from fakes.subjects import tiny_subject
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.falsify import findings, measure, runs
+from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
 from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
@@ -251,3 +252,15 @@ def test_a_table_is_read_again_only_for_the_same_question(
     index = json.loads((corpus / "index.json").read_text())
     (corpus / "index.json").write_text(json.dumps(index | {"content_hash": "0" * 64}))
     assert measure.measure(task) != file
+
+
+def test_a_smoke_test_never_lies_over_a_result(tmp_path: Path) -> None:
+    record = tmp_path / "verdict.json"
+    refuse_mixing(record, fast=True)
+    record.write_text(json.dumps({"fast": False}))
+    refuse_mixing(record, fast=False)
+    with pytest.raises(ConfigError, match="full run"):
+        refuse_mixing(record, fast=True)
+    record.write_text(json.dumps({"fast": True}))
+    with pytest.raises(ConfigError, match="smoke test"):
+        refuse_mixing(record, fast=False)

@@ -162,6 +162,18 @@ def test_evaluated_through_sse_u_and_scored_by_every_harness(files, subject, tmp
     assert row_["pixels"] == "budget-own" and row_["accuracy"]["by_tier"].keys() == {"unknown"}
 
 
+def test_other_questions_under_the_same_name_are_not_read_from_the_cache(tmp_path, subject):
+    file, decoding = tmp_path / "part0.jsonl", Decoding(max_new_tokens=2)
+    for answer in ("B", "C"):
+        file.write_text(json.dumps({**row(0, answer=answer), "image": [_b64(0)]}) + "\n")
+        benchmark, out = open_benchmark("xlrs", [file]), tmp_path / "out"
+        if answer == "B":
+            first = evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding)
+            assert evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding) == first
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding)
+
+
 def test_foreign_rows_and_bad_images_are_named(tmp_path, subject):
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({**row(0), "image": [], "category": "Cooking/Soup"}) + "\n")
