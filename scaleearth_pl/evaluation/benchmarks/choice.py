@@ -77,13 +77,13 @@ class Benchmark:
 
     def choices(self) -> dict[str, Choice]:
         """All questions by id, images left on disk."""
-        return {choice.id: choice for choice, _, _ in self._rows(images=False)}
+        return {choice.id: choice for choice, _, _ in self.rows(images=False)}
 
     def images(self, subject: Subject, *, skip: frozenset[str] = frozenset()) -> Iterator[Asked]:
         """Consecutive questions about the same image(s) as one tree; unreadable ones are counted and left out."""
         waiting: Asked | None = None
         last: list[bytes] = []
-        for choice, file, row in self._rows(images=True):
+        for choice, file, row in self.rows(images=True):
             try:
                 data = image_bytes(row, folder=file.parent)
                 if waiting is not None and data == last:
@@ -98,7 +98,8 @@ class Benchmark:
         if waiting is not None and waiting.sample.image_id not in skip:
             yield waiting
 
-    def _rows(self, *, images: bool) -> Iterator[FoundRow]:
+    def rows(self, *, images: bool) -> Iterator[FoundRow]:
+        """Every question with its file and row; `images=False` leaves parquet's images on disk."""
         seen: Counter[str] = Counter()
         for choice, file, row in self.read(self.files, images):
             seen[choice.id] += 1

@@ -23,7 +23,7 @@ from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, re
 from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = _evaluate_all(args)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     console().print(results_table(rows))
     by_matcher = matcher_table(rows)

@@ -16,7 +16,7 @@ from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, ref
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.predictions import RUN, read_run
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT, TABLES = Path("experiments/falsify/ablations.yaml"), Path("docs/ablations"), Path("reports/ablations/tables")
 FAST_LIMIT = 40
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_mixing(out / "ablations.json", fast=args.fast)
         report = ablations(Plan.load(args.plan), setting_of(args), out, tables=args.tables)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     console().print(report.as_table())
     console().print(f"figure and table: {out}")

@@ -23,7 +23,7 @@ from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT = Path("experiments/falsify/hypotheses.yaml"), Path("reports/falsify")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_mixing(out / "verdict.json", fast=args.fast)
         evidence = falsify(Plan.load(args.plan), setting_of(args), out, fast=args.fast)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     if args.fast:
         console().print(f"everything runs; forty steps and one seed allow no verdict. Figures: {out}")

@@ -25,7 +25,7 @@ from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT
 from scaleearth_pl.evaluation.rsvqa.rows import DROPS, Table, read_table
 from scaleearth_pl.evaluation.rsvqa.score import KNOWN_SIZES, MatcherScore, score_table
 from scaleearth_pl.evaluation.rsvqa.table import write_table
-from scaleearth_pl.evaluation.tables import console, percent
+from scaleearth_pl.evaluation.tables import console, percent, print_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out:
             _write(args.out, document)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     if args.format != "json":
         for one in tables(document):
