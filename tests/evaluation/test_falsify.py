@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.subjects import tiny_subject
+from torch.utils.tensorboard import SummaryWriter
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.falsify import findings, measure, runs
+from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs
 from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
 from scaleearth_pl.evaluation.falsify.resample import Places
@@ -264,3 +265,15 @@ def test_a_smoke_test_never_lies_over_a_result(tmp_path: Path) -> None:
     record.write_text(json.dumps({"fast": True}))
     with pytest.raises(ConfigError, match="smoke test"):
         refuse_mixing(record, fast=False)
+
+
+def test_curves_of_a_resumed_run_are_whole(tmp_path: Path) -> None:
+    """Two event files, and a step that both have: the resumed one counts."""
+    for steps, value in (((0, 1, 2), 0.0), ((2, 3), 1.0)):
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step in steps:
+                writer.add_scalar("train/loss", value, step)
+    steps, values = figures.scalars(tmp_path)["train/loss"]
+    assert steps.tolist() == [0, 1, 2, 3]
+    assert values.tolist() == [0, 0, 1, 1]
+    assert figures.scalars(tmp_path / "none") == {}

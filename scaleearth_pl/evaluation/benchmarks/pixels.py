@@ -79,7 +79,7 @@ class PixelPolicy:
 def image_size(data: bytes, *, where: str) -> tuple[int, int]:
     """(width, height) of one encoded image, from its header; `SampleError` where there is none."""
     with _open(data, MAX_DECODED, where) as image:
-        return image.size
+        return image.width, image.height
 
 
 def tile_boxes(size: tuple[int, int], max_tiles: int) -> Iterator[tuple[int, int, int, int]]:

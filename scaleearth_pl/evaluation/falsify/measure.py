@@ -134,7 +134,7 @@ def views_of(task: Task, subject: Subject) -> tuple[View, ...]:
 
 def _file(task: Task, subject: Subject, split: CorpusSplit, views: Sequence[View]) -> Path:
     """Where the result goes, by everything that it depends on."""
-    asked = [split.index.hash, [dataclasses.asdict(view) for view in views]]
+    asked: list[Any] = [split.index.hash, [dataclasses.asdict(view) for view in views]]
     asked += [task.family] if task.what == "spoof" else [task.permutations] if task.what == "probes" else []
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     limits = f"-{task.limit}" if task.limit else ""
