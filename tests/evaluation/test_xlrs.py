@@ -159,6 +159,10 @@ def test_evaluated_through_sse_u_and_scored_by_every_harness(files, subject, tmp
     row_ = evaluate_choice(subject, benchmark, View(policy="predicted"), out=tmp_path, decoding=decoding)
     assert set(row_["harness_scores"]) == {"official", "strict"} and row_["counts"]["questions"] == 4
     assert set(row_["harness_scores"]["official"]["macro"]) == set(xlrs.HARNESSES)
+    silent = evaluate_choice(
+        subject, benchmark, View(policy="predicted"), out=tmp_path / "silent", decoding=Decoding(generate=False)
+    )
+    assert silent["harness_scores"] is None and silent["counts"]["questions"] == 4, "no reply, no score of it"
     assert row_["pixels"] == "budget-own" and row_["accuracy"]["by_tier"].keys() == {"unknown"}
 
 

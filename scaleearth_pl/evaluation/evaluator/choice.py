@@ -84,7 +84,9 @@ def evaluate_choice(
         counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
         extra={
             "pixels": benchmark.pixels.name,
-            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat),
+            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
+            if decoding.generate
+            else None,  # teacher-forced: there is no reply that a harness could read
         },
     )
     finish(folder, row)

@@ -1,10 +1,10 @@
 """`scaleearth evaluate RUN... --corpus DIR --split test --policy metadata predicted`: benchmark tables from checkpoints.
 
-Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated,
-and what was cut off is resumed. One folder per evaluation (`run.py`) holds its answers; `rows.jsonl` in the
-output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or local files of XLRS-Bench
-and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U decides, and "metadata" is
-taken, and written down, as "predicted".
+Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated (rows
+that an earlier commit evaluated are named), and what was cut off is resumed. One folder per evaluation (`run.py`) holds its
+answers; `rows.jsonl` in the output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or
+local files of XLRS-Bench and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U
+decides, and "metadata" is taken, and written down, as "predicted".
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
@@ -130,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_matcher = matcher_table(rows)
     if by_matcher is not None:
         console().print(by_matcher)
+    earlier = sorted({row["commit"] for row in rows} - {commit := current_commit()})
+    if earlier:
+        console().print(f"read, not repeated: evaluated at {', '.join(earlier)} (this is {commit}); remove to repeat")
     console().print(f"rows: {args.out / ROWS}; answers: {args.out}/<subject>/<benchmark>/<view>/{PREDICTIONS}")
     return 0
 
