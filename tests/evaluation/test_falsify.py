@@ -150,6 +150,16 @@ def test_calibration_is_judged(plan: Plan, places: Places, sharp: float, word: s
     assert judge([found], level=0.05)[0].verdict == word
 
 
+def test_calibration_pairs_the_images_of_seeds_whatever_their_order(plan: Plan) -> None:
+    few = Places([f"p{i}" for i in range(N_PLACES)], n_resamples=100)
+    first, second = readings(1.0, 1), readings(2.0, 2)
+    one, other = (findings.calibration(hypothesis(plan, "H6"), [first, s], few) for s in (second, second[::-1]))
+    for a, b in zip(one.statistics, other.statistics, strict=True):
+        assert b.resamples == pytest.approx(a.resamples, nan_ok=True)
+    with pytest.raises(ConfigError, match="same images"):
+        findings.calibration(hypothesis(plan, "H6"), [first, second[1:]], few)
+
+
 def spoofed(shift: float) -> np.ndarray:
     """Accuracy that peaks `shift` decades from the truth: [1 seed, grid, questions]."""
     grid = np.log10(GRID_M)
