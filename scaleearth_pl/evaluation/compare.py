@@ -28,7 +28,7 @@ from scaleearth_pl.evaluation.bootstrap import Interval, place_bootstrap
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means
 from scaleearth_pl.evaluation.predictions import Prediction, RunFolder, write_json
 from scaleearth_pl.evaluation.summary import parse_seconds, summarise
-from scaleearth_pl.evaluation.tables import console, summary_tables, versus_table
+from scaleearth_pl.evaluation.tables import console, print_error, summary_tables, versus_table
 from scaleearth_pl.evaluation.versus_figure import save_versus_figure
 
 TWINS = ("plain_lora", "gsd_text", "bucketed")
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_comparison(args.out, comparison)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     for table in comparison_tables(comparison):
         console().print(table)

@@ -102,7 +102,8 @@ def _distribution(rows: Sequence[SseuReading]) -> dict[str, Any]:
     share = weight_N / weight_N.sum()
     bins = (pit_N * PIT_BINS).long().clamp(max=PIT_BINS - 1)
     order = torch.argsort(pit_N)
-    below_N = share[order].cumsum(0)
+    upto_N = share[order].cumsum(0)
+    before_N = upto_N - share[order]
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     covered = coverage_curve(z_N.abs(), weight_N, levels)
     by_sigma = sigma_bins(sigma_N, error_N.abs(), weight_N, SIGMA_BINS)
@@ -110,7 +111,7 @@ def _distribution(rows: Sequence[SseuReading]) -> dict[str, Any]:
         "crps": float((share * crps_N).sum()),
         "bias_decades": float(-(share * error_N).sum()),
         "pit": torch.zeros(PIT_BINS, dtype=torch.float64).index_add_(0, bins, share).tolist(),
-        "pit_distance": float((below_N - pit_N[order]).abs().max()),
+        "pit_distance": float(torch.maximum(upto_N - pit_N[order], pit_N[order] - before_N).max()),
         "coverage_curve": torch.stack([levels, covered], dim=1).tolist(),
         "sigma_bins": torch.stack(by_sigma, dim=1).tolist(),
     }

@@ -24,7 +24,7 @@ from scaleearth_pl.evaluation.groups import correctness, group_masks, group_mean
 from scaleearth_pl.evaluation.predictions import RUN, Prediction, RunFolder, RunInfo, read_run, write_json
 from scaleearth_pl.evaluation.rsvqa.metric import score_rsvqa
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue, sse_u_numbers
-from scaleearth_pl.evaluation.tables import console, summary_tables
+from scaleearth_pl.evaluation.tables import console, print_error, summary_tables
 
 SECONDS = ("install", "corpus", "stage1", "stage2")
 SUMMARY, DETAILS = "summary.json", "summary_details.json"
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = summarise(run, corpus_root=args.corpus, image_only=image_only, seconds=seconds)
         write_summary(args.run, summary)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     for table in summary_tables(summary.document, summary.details):
         console().print(table)

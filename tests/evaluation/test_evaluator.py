@@ -219,7 +219,7 @@ def test_rsvqa_rows_get_every_matcher(prediction):
     assert rsvqa_scores([prediction(source="world")]) == {}
 
 
-def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_path, capsys):
+def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_path, capsys, monkeypatch):
     folder = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
     loaded = load_subject(folder)
     views = [METADATA, View(policy="predicted")]
@@ -229,7 +229,10 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     words = [str(folder), "--corpus", str(fake_corpus), "--teacher-forced", "--out", str(tmp_path / "out")]
     assert main([*words, "--policy", "metadata", "predicted"]) == 0
     out = capsys.readouterr().out
-    assert "predicted" in out and "majority" in out
+    assert "predicted" in out and "majority" in out and "not repeated" not in out
+    monkeypatch.setattr("scaleearth_pl.evaluation.evaluator.command.current_commit", lambda: "fedcba")
+    assert main([*words, "--policy", "metadata", "predicted"]) == 0
+    assert "not repeated: evaluated at" in (told := capsys.readouterr().out) and "this is fedcba" in told
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
     (folder / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match="how large"):

@@ -1,15 +1,19 @@
 """The rules of the verdict, on data whose truth is known, and the bookkeeping of runs."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.subjects import tiny_subject
+from torch.utils.tensorboard import SummaryWriter
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.falsify import findings, runs
+from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs
+from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
 from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
@@ -146,6 +150,16 @@ def test_calibration_is_judged(plan: Plan, places: Places, sharp: float, word: s
     assert judge([found], level=0.05)[0].verdict == word
 
 
+def test_calibration_pairs_the_images_of_seeds_whatever_their_order(plan: Plan) -> None:
+    few = Places([f"p{i}" for i in range(N_PLACES)], n_resamples=100)
+    first, second = readings(1.0, 1), readings(2.0, 2)
+    one, other = (findings.calibration(hypothesis(plan, "H6"), [first, s], few) for s in (second, second[::-1]))
+    for a, b in zip(one.statistics, other.statistics, strict=True):
+        assert b.resamples == pytest.approx(a.resamples, nan_ok=True)
+    with pytest.raises(ConfigError, match="same images"):
+        findings.calibration(hypothesis(plan, "H6"), [first, second[1:]], few)
+
+
 def spoofed(shift: float) -> np.ndarray:
     """Accuracy that peaks `shift` decades from the truth: [1 seed, grid, questions]."""
     grid = np.log10(GRID_M)
@@ -222,3 +236,54 @@ def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
     bad = (sys.executable, "-c", "raise SystemExit('no room')")
     with pytest.raises(ConfigError, match=r"no room.*falsify\.log"):
         runs.run_all([runs.Job(name="bad", command=bad, folder=tmp_path / "bad")], 1, title="test")
+
+
+def test_a_table_is_read_again_only_for_the_same_question(
+    fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another grid, or another corpus under the same path, is another file."""
+    asked, corpus, subject = [], tmp_path / "corpus", tiny_subject(fake_corpus)
+    shutil.copytree(fake_corpus, corpus)
+
+    class Written(list):
+        def save(self, file: Path) -> None:
+            asked.append([view.spoof_gsd_m for view in self if view.policy == "spoof"])
+            file.touch()
+
+    monkeypatch.setattr(measure, "load_subject", lambda _: subject)
+    monkeypatch.setattr(measure, "tabulate", lambda _subject, _images, views, **_: Written(views))
+    task = measure.Task(
+        variant="ours", seed=1, run=tmp_path, what="spoof", corpus=corpus, out=tmp_path, grid_m=(0.1, 1.0), family="x"
+    )
+    file = measure.measure(task)
+    assert measure.measure(task) == file
+    assert asked == [[0.1, 1.0]]
+    assert measure.measure(replace(task, grid_m=(10.0,))) != file
+    assert asked[1:] == [[10.0]]
+    index = json.loads((corpus / "index.json").read_text())
+    (corpus / "index.json").write_text(json.dumps(index | {"content_hash": "0" * 64}))
+    assert measure.measure(task) != file
+
+
+def test_a_smoke_test_never_lies_over_a_result(tmp_path: Path) -> None:
+    record = tmp_path / "verdict.json"
+    refuse_mixing(record, fast=True)
+    record.write_text(json.dumps({"fast": False}))
+    refuse_mixing(record, fast=False)
+    with pytest.raises(ConfigError, match="full run"):
+        refuse_mixing(record, fast=True)
+    record.write_text(json.dumps({"fast": True}))
+    with pytest.raises(ConfigError, match="smoke test"):
+        refuse_mixing(record, fast=False)
+
+
+def test_curves_of_a_resumed_run_are_whole(tmp_path: Path) -> None:
+    """Two event files, and a step that both have: the resumed one counts."""
+    for steps, value in (((0, 1, 2), 0.0), ((2, 3), 1.0)):
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step in steps:
+                writer.add_scalar("train/loss", value, step)
+    steps, values = figures.scalars(tmp_path)["train/loss"]
+    assert steps.tolist() == [0, 1, 2, 3]
+    assert values.tolist() == [0, 0, 1, 1]
+    assert figures.scalars(tmp_path / "none") == {}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fakes.subjects import tiny_subject
-from test_xlrs import _b64
+from test_xlrs import _b64, picture
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.benchmarks import omniearth
@@ -99,9 +99,72 @@ def test_grounding_reports_what_the_authors_code_reports():
     half = reply("[0, 0, 1, 0.5]", answer="[0, 0, 1, 1]", kind="grounding")
     whole = reply("[0, 0, 1, 1]", answer="[0, 0, 1, 1]", kind="grounding")
     scores = grounding_scores([half, whole])
+    assert scores["sizes_known"] == 0
     assert scores["iou"] == pytest.approx(0.75) and scores["acc@0.5"] == 1.0 and scores["acc@0.7"] == 0.5
     assert scores["authors_reported"] == scores["acc@0.9"] == 0.5
     assert omniearth.score([half, whole])["grounding"]["n"] == 2
+
+
+def test_grounding_truth_of_either_schema_is_in_parts_of_the_image(tmp_path):
+    """The authors' JSON states pixels of an image of 96 x 64; their parquet parts, and the size beside them."""
+    authors, parts = tmp_path / "vg.json", tmp_path / "vg.jsonl"
+    task = dict(zip(("L1-task", "L2-task", "L3-task", "L4-task"), LAND, strict=True))
+    box = {"Question Type": "Visual Grounding", "Ground Truth": "<24><16><48.0><32>", "Answer Choices": None}
+    authors.write_text(json.dumps([{**raw(0), **box}]))
+    converted = {
+        "index": 0,
+        "question_type": "Visual Grounding",
+        "question": "Where?",
+        "answer": [0.25, 0.25, 0.5, 0.5],
+    }
+    sized = {"image": _b64(1), "image_width": 96, "image_height": 64}
+    parts.write_text(json.dumps({**converted, **sized, **task}) + "\n")
+    choices = list(open_benchmark("omniearth", [authors, parts]).choices().values())
+    assert [choice.size for choice in choices] == [(96, 64)] * 2
+    for text in ("[0.25, 0.25, 0.5, 0.5]", "[24, 16, 48, 32]", "[250, 250, 500, 500]"):
+        scores = omniearth.score([Reply(choice=choice, text=text) for choice in choices])["grounding"]
+        assert scores["iou"] == pytest.approx(1, abs=1e-6), text
+        assert scores["sizes_known"] == 2
+    authors.write_text(json.dumps([{**raw(0), **box, "Ground Truth": "B"}]))
+    with pytest.raises(ConfigError, match="no box"):
+        open_benchmark("omniearth", [authors]).choices()
+
+
+def test_rows_numbered_anew_in_every_task_stay_apart(tmp_path, fake_corpus):
+    """Every task of the authors counts from 0: three rows "0" with three answers are three questions."""
+    files = [tmp_path / name / "rows.jsonl" for name in ("one", "two")]
+    rows = [[("A", LAND), ("B", WEATHER)], [("C", (*LAND[:3], "Area"))]]
+    for file, some in zip(files, rows, strict=True):
+        file.parent.mkdir()
+        lines = [
+            {**raw(number, task), "Question_id": "x/0", "Ground Truth": a} for number, (a, task) in enumerate(some)
+        ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    benchmark = open_benchmark("omniearth", files)
+    choices = benchmark.choices()
+    assert [(name, choice.id, choice.answer) for name, choice in choices.items()] == [
+        ("x/0", "x/0", "A"),
+        ("x/0~2", "x/0~2", "B"),
+        ("x/0~3", "x/0~3", "C"),
+    ]
+    subject = tiny_subject(fake_corpus)
+    asked = [q.id for tree in benchmark.images(subject) for q in tree.questions]
+    assert asked == list(choices)
+    with pytest.raises(ConfigError, match="named twice"):
+        open_benchmark("omniearth", [files[0], files[0]]).choices()
+
+
+def test_an_image_is_looked_for_beside_its_own_file(tmp_path, fake_corpus):
+    """Two parts with an image of one name each: neither is answered from the other's."""
+    subject = tiny_subject(fake_corpus)
+    files = []
+    for name, seed in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(picture(seed))
+        files.append(tmp_path / name / "rows.jsonl")
+        files[-1].write_text(json.dumps({**raw(seed), "Images": ["x.png"]}) + "\n")
+    one, two = (tree.images[0].pixel_values_PD for tree in open_benchmark("omniearth", files).images(subject))
+    assert not (one == two).all()
 
 
 @pytest.mark.parametrize(

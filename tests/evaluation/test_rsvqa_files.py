@@ -3,11 +3,12 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa.command import main
+from scaleearth_pl.evaluation.rsvqa.command import main, report
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
 from scaleearth_pl.evaluation.rsvqa.rows import read_table
 from scaleearth_pl.evaluation.rsvqa.score import score_table
@@ -207,6 +208,44 @@ def test_a_file_of_both_sets_is_binned_row_by_row(tmp_path):
         "nothing in the file"
         in score_table(read_table(tmp_path / "allresults_three.jsonl"), MATCHERS["exact"]).dataset_from
     )
+
+
+@pytest.mark.parametrize(
+    ("lr", "hr", "key"),
+    [
+        ({"dataset": "RSVQA", "split": "lr_test"}, {"dataset": "RSVQA", "split": "hr_test_phili"}, "split"),
+        ({"image": "RSVQA_LR/7.tif"}, {"image": "RSVQA-HR/7.png"}, "image"),
+        ({"source": "rsvqa_lr", "image": "hr/1.tif"}, {"source": "rsvqa_hr", "image": "lr/2.tif"}, "source"),
+    ],
+)
+def test_a_set_that_is_named_by_the_way_tells_the_rows_apart(tmp_path, lr, hr, key):
+    """12 is 11 in the bins of LR, and not on HR."""
+    row = {"gt": "12", "pred": "11", "type": "count"}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({**row, **where}) + "\n" for where in (lr, hr, lr)))
+    score = score_table(read_table(tmp_path / "p.jsonl"), matcher("official_binned"))
+    assert score.oa == pytest.approx(2 / 3)
+    assert score.dataset_from == f"the key {key!r}, row by row"
+
+
+def test_a_mixed_file_that_does_not_tell_its_rows_apart_says_so(tmp_path):
+    rows = [("rural", "rural", "rural_urban"), ("0m2", "0m2", "area"), ("12", "11", "count")]
+    (tmp_path / "lr.jsonl").write_text("".join(json.dumps({"gt": g, "pred": p, "type": t}) + "\n" for g, p, t in rows))
+    score = score_table(read_table(tmp_path / "lr.jsonl"), matcher("official_binned"))
+    assert score.types["count"].score == 0
+    assert "types of both sets" in score.dataset_from
+    assert "--column source=KEY" in score.dataset_from
+
+
+def test_a_split_is_named_only_where_number_and_types_are_its_own(tmp_path):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    table = read_table(tmp_path / "p.jsonl")
+
+    def split_of(*types):
+        rows = [replace(table.rows[0], type=types[i % len(types)]) for i in range(7057)]
+        return report(replace(table, rows=rows), [])["split"]
+
+    assert split_of("presence", "comp", "rural_urban") == "LR test without count"
+    assert split_of("presence", "comp", "area") == "not stated"
 
 
 def test_all_matchers_leave_out_those_that_have_nothing_to_score(tmp_path, capsys):

@@ -1,13 +1,14 @@
 """SSE-U's numbers of the summary."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import kstest, norm, spearmanr
 
 from scaleearth_pl.evaluation.predictions import SseuReading
-from scaleearth_pl.evaluation.sse_u import NUMBERS, sse_u_by_cue, sse_u_numbers
+from scaleearth_pl.evaluation.sse_u import NUMBERS, sse_u_by_cue, sse_u_numbers, sse_u_report
 
 
 def test_numbers_are_their_definitions(readings):
@@ -53,3 +54,13 @@ def test_untrusted_gsds_do_not_count_and_nothing_is_null(readings):
     assert sse_u_numbers(unknown) == dict.fromkeys(NUMBERS)
     assert sse_u_numbers([]) == dict.fromkeys(NUMBERS)
     assert sse_u_numbers(readings[:1])["sigma_error_spearman"] is None
+
+
+def test_the_pit_distance_is_that_of_kolmogorov_and_smirnov(readings):
+    """Against SciPy; of one image it is the larger part of the unit interval beside its PIT, whichever side that is."""
+    pit = [norm.cdf((math.log10(r.gsd_m) - r.mu) / r.sigma) for r in readings]
+    for n in (1, 2, 200):
+        expected = kstest(pit[:n], "uniform").statistic
+        assert sse_u_report(readings[:n])["all"]["pit_distance"] == pytest.approx(expected, abs=1e-9)
+    high = replace(readings[0], mu=0.0, sigma=1.0, gsd_m=10.0)
+    assert sse_u_report([high])["all"]["pit_distance"] == pytest.approx(norm.cdf(1.0))

@@ -107,3 +107,9 @@ def test_tables_show_floors_beside_accuracy(folder, capsys):
 def test_a_folder_that_was_never_tested_says_so(tmp_path, capsys):
     assert module.main([str(tmp_path)]) == 2
     assert "scaleearth test" in capsys.readouterr().err
+
+
+def test_an_error_is_printed_as_it_stands(tmp_path, capsys):
+    """A folder that looks like the markup of the terminal's library."""
+    assert module.main([str(tmp_path / "[bold]x[/y]")]) == 2
+    assert "[bold]x[/y]" in capsys.readouterr().err

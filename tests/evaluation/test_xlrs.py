@@ -159,7 +159,23 @@ def test_evaluated_through_sse_u_and_scored_by_every_harness(files, subject, tmp
     row_ = evaluate_choice(subject, benchmark, View(policy="predicted"), out=tmp_path, decoding=decoding)
     assert set(row_["harness_scores"]) == {"official", "strict"} and row_["counts"]["questions"] == 4
     assert set(row_["harness_scores"]["official"]["macro"]) == set(xlrs.HARNESSES)
+    silent = evaluate_choice(
+        subject, benchmark, View(policy="predicted"), out=tmp_path / "silent", decoding=Decoding(generate=False)
+    )
+    assert silent["harness_scores"] is None and silent["counts"]["questions"] == 4, "no reply, no score of it"
     assert row_["pixels"] == "budget-own" and row_["accuracy"]["by_tier"].keys() == {"unknown"}
+
+
+def test_other_questions_under_the_same_name_are_not_read_from_the_cache(tmp_path, subject):
+    file, decoding = tmp_path / "part0.jsonl", Decoding(max_new_tokens=2)
+    for answer in ("B", "C"):
+        file.write_text(json.dumps({**row(0, answer=answer), "image": [_b64(0)]}) + "\n")
+        benchmark, out = open_benchmark("xlrs", [file]), tmp_path / "out"
+        if answer == "B":
+            first = evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding)
+            assert evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding) == first
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evaluate_choice(subject, benchmark, View(policy="predicted"), out=out, decoding=decoding)
 
 
 def test_foreign_rows_and_bad_images_are_named(tmp_path, subject):
@@ -167,6 +183,13 @@ def test_foreign_rows_and_bad_images_are_named(tmp_path, subject):
     file.write_text(json.dumps({**row(0), "image": [], "category": "Cooking/Soup"}) + "\n")
     with pytest.raises(ConfigError, match="Cooking"):
         open_benchmark("xlrs", [file]).choices()
+    for bad, message in (
+        ({**row(0), "image": [], "multi-choice options": None}, "multi-choice options"),
+        ([1], "object"),
+    ):
+        file.write_text(json.dumps(bad) + "\n")
+        with pytest.raises(ConfigError, match=message):
+            open_benchmark("xlrs", [file]).choices()
     broken = base64.b64encode(b"not an image" * 20).decode()
     file.write_text("".join(json.dumps({**row(i), "image": [x]}) + "\n" for i, x in enumerate([broken, _b64(1)])))
     benchmark = open_benchmark("xlrs", [file])

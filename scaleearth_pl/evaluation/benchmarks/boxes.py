@@ -2,7 +2,8 @@
 
 The truth is (x1, y1, x2, y2) in parts of the image. A reply's first four numbers in [..], (..) or as two pairs are a box in
 unknown units, so the best overlap of {as it is, over the image's size, / 1000, / 100} counts; a model that answers in pixels of
-a resized image still loses. No box reads as (0, 0, 0, 0), which overlaps nothing.
+a resized image still loses. No box reads as (0, 0, 0, 0), which overlaps nothing. The authors' JSON states the truth in
+pixels, "<12><34><56><78>", their parquet in parts with the image's size beside it.
 
 The authors' aggregation re-uses its variable `metric` in an inner loop, so that *every* metric that it reports, the IoU
 too, is Acc@0.9. `authors_reported` is that number; the others are what was meant.
@@ -18,6 +19,7 @@ Box = tuple[float, float, float, float]
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
+_PIXELS = re.compile(r"<([\d.]+)>")
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _FORMS = tuple(
     re.compile(form)
@@ -57,20 +59,31 @@ def best_overlap(truth: Box, box: Box, size: tuple[int, int] | None) -> float:
     return max(overlap(truth, (box[0] / w, box[1] / h, box[2] / w, box[3] / h)) for w, h in scales)
 
 
-def grounding_scores(replies: Sequence[Reply], sizes: Sequence[tuple[int, int] | None] | None = None) -> dict[str, Any]:
-    """Mean IoU and share above each threshold; `sizes` are the images' own (width, height), where known."""
-    known = sizes or [None] * len(replies)
-    ious = [
-        best_overlap(read_box(reply.choice.answer), read_box(reply.text), size)
-        for reply, size in zip(replies, known, strict=True)
-    ]
+def true_box(answer: Any, size: tuple[int, int] | None) -> Box | None:
+    """The truth in parts of the image: four numbers, a box as in replies, or "<x><y><x><y>" in pixels; else None."""
+    in_pixels = _PIXELS.findall(str(answer))
+    if in_pixels and (size is None or len(in_pixels) != 4):
+        return None
+    if in_pixels and size is not None:
+        a, b, c, d = map(float, in_pixels)
+        return a / size[0], b / size[1], c / size[0], d / size[1]
+    if isinstance(answer, list | tuple) and len(answer) == 4:
+        a, b, c, d = map(float, answer)
+        return a, b, c, d
+    box = read_box(str(answer))
+    return box if any(box) else None
+
+
+def grounding_scores(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Mean IoU and share above each threshold."""
+    ious = [best_overlap(read_box(r.choice.answer), read_box(r.text), r.choice.size) for r in replies]
     accuracy = {f"acc@{t}": sum(iou >= t for iou in ious) / len(ious) for t in THRESHOLDS}
     return {
         "n": len(ious),
         "iou": sum(ious) / len(ious),
         **accuracy,
         "authors_reported": accuracy["acc@0.9"],
-        "sizes_known": sum(size is not None for size in known),
+        "sizes_known": sum(reply.choice.size is not None for reply in replies),
     }
 
 

@@ -9,9 +9,9 @@ have no GSD even in principle (weather maps, seismic profiles); they carry the r
 reported apart.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ class Choice:
         task: path of task names, coarsest first.
         kind: single, multiple, grounding or reasoning.
         gsd_undefined: why the item has no GSD even in principle; None where it merely is not stated.
+        size: the image's own (width, height), where a grounding answer is compared in pixels.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Choice:
     task: tuple[str, ...]
     kind: str = "single"
     gsd_undefined: str | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,27 +57,35 @@ class Reply:
     text: str
 
 
+FoundRow = tuple[Choice, Path, Mapping[str, Any]]
+"""A question, the file that it stands in, and its row."""
+
+
 @dataclass(kw_only=True)
 class Benchmark:
-    """Rows of local files as questions, and the books about those that could not be used."""
+    """Rows of local files as questions, and the books about those that could not be used.
+
+    Both benchmarks number their rows anew in every task or part, so a number that has been there before gets the count of
+    its repetition: the third row 7 is "7~3".
+    """
 
     name: str
     files: Sequence[Path]
-    read: Callable[[Sequence[Path], bool], Iterable[tuple[Choice, Mapping[str, Any]]]]
+    read: Callable[[Sequence[Path], bool], Iterable[FoundRow]]
     pixels: PixelPolicy = field(default_factory=PixelPolicy)
     bad: dict[str, str] = field(default_factory=dict)
 
     def choices(self) -> dict[str, Choice]:
         """All questions by id, images left on disk."""
-        return {choice.id: choice for choice, _ in self.read(self.files, False)}
+        return {choice.id: choice for choice, _, _ in self.rows(images=False)}
 
     def images(self, subject: Subject, *, skip: frozenset[str] = frozenset()) -> Iterator[Asked]:
         """Consecutive questions about the same image(s) as one tree; unreadable ones are counted and left out."""
         waiting: Asked | None = None
         last: list[bytes] = []
-        for choice, row in self.read(self.files, True):
+        for choice, file, row in self.rows(images=True):
             try:
-                data = image_bytes(row, folder=self.files[0].parent)
+                data = image_bytes(row, folder=file.parent)
                 if waiting is not None and data == last:
                     waiting = _with_question(waiting, choice)
                     continue
@@ -87,6 +97,14 @@ class Benchmark:
                 yield ready
         if waiting is not None and waiting.sample.image_id not in skip:
             yield waiting
+
+    def rows(self, *, images: bool) -> Iterator[FoundRow]:
+        """Every question with its file and row; `images=False` leaves parquet's images on disk."""
+        seen: Counter[str] = Counter()
+        for choice, file, row in self.read(self.files, images):
+            seen[choice.id] += 1
+            n = seen[choice.id]
+            yield (choice if n == 1 else replace(choice, id=f"{choice.id}~{n}")), file, row
 
     def _asked(self, choice: Choice, data: Sequence[bytes], subject: Subject) -> Asked:
         where = f"{self.name} {choice.id}"

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.benchmarks.boxes import grounding_scores
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply, macro_by, share
+from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.evaluation.benchmarks.boxes import grounding_scores, true_box
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
 from scaleearth_pl.evaluation.benchmarks.letters import OMNIEARTH_AUTHORS, OMNIEARTH_VLMEVALKIT, right, strict
-from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
-from scaleearth_pl.evaluation.benchmarks.rows import options_of, read_rows
+from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, image_size
+from scaleearth_pl.evaluation.benchmarks.rows import image_bytes, options_of, read_rows
 
 VERSIONS = {29_779: "v1 (103 tasks)", 29_855: "arXiv v2 (109 tasks)"}
 """Numbers of annotations that give the version away; it belongs to every number."""
@@ -188,30 +188,49 @@ def _unable(reply: Reply) -> str | None:
     return _LETTERS[len(options) - 1] if options and "unable to decide" in options[-1].lower() else None
 
 
-def _read(files: Sequence[Path], images: bool) -> Iterator[tuple[Choice, Mapping[str, Any]]]:
-    for row in read_rows(files, images=images):
+def _read(files: Sequence[Path], images: bool) -> Iterator[FoundRow]:
+    for file, row in read_rows(files, images=images):
         kind = KINDS.get(str(_first(row, "kind", "Single Choice")).strip().lower())
         if kind is None:
             raise ConfigError(
                 "unknown question type",
-                file=files[0],
+                file=file,
                 field="question_type",
                 value=_first(row, "kind"),
                 remedy=str([*KINDS]),
             )
         task = tuple(str(_first(row, level)) for level in ("L1", "L2", "L3", "L4"))
-        answer = _first(row, "answer")
-        text = "[" + ", ".join(map(str, answer)) + "]" if isinstance(answer, list | tuple) else str(answer)
+        size = _size(row, file) if kind == "grounding" else None
         choice = Choice(
             id=str(_first(row, "id")),
             prompt=prompt(row, kind=kind),
             options=options_of(row),
-            answer=text,
+            answer=_box(row, size, file) if kind == "grounding" else str(_first(row, "answer")),
             task=task,
             kind=kind,
             gsd_undefined=gsd_undefined(task, str(row.get("Dataset") or "")),
+            size=size,
         )
-        yield choice, row
+        yield choice, file, row
+
+
+def _size(row: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
+    """The image's own (width, height), stated or from its header; None where the image cannot be read (nor answered)."""
+    if row.get("image_width") and row.get("image_height"):
+        return int(row["image_width"]), int(row["image_height"])
+    try:
+        return image_size(image_bytes(row, folder=file.parent)[0], where=str(file))
+    except SampleError:
+        return None
+
+
+def _box(row: Mapping[str, Any], size: tuple[int, int] | None, file: Path) -> str:
+    """The truth of a grounding question in parts of its image, as a text that `read_box` reads."""
+    answer = _first(row, "answer")
+    box = true_box(answer, size or (1, 1))  # without a size the image is unreadable, and the question not asked
+    if box is None:
+        raise ConfigError("grounding truth is no box", file=file, field="answer", value=answer)
+    return "[" + ", ".join(f"{number:.9f}" for number in box) + "]"
 
 
 def _first(row: Mapping[str, Any], meaning: str, default: str | None = None) -> Any:

@@ -76,6 +76,12 @@ class PixelPolicy:
         return tuple(processor.image(whole.crop(box) if len(boxes) > 1 else whole) for box in boxes), size
 
 
+def image_size(data: bytes, *, where: str) -> tuple[int, int]:
+    """(width, height) of one encoded image, from its header; `SampleError` where there is none."""
+    with _open(data, MAX_DECODED, where) as image:
+        return image.width, image.height
+
+
 def tile_boxes(size: tuple[int, int], max_tiles: int) -> Iterator[tuple[int, int, int, int]]:
     """Boxes of the grid of equal tiles that is as square as `max_tiles` allows; rows of tiles, left to right.
 

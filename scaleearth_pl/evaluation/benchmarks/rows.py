@@ -20,19 +20,21 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 IMAGE_COLUMNS = ("image", "images", "Images")
 
 
-def read_rows(files: Sequence[Path], *, images: bool = True) -> Iterator[dict[str, Any]]:
-    """Every row of the files, in order; `images=False` leaves the image columns out.
+def read_rows(files: Sequence[Path], *, images: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every row of the files with its file, in order; `images=False` leaves parquet's image columns on disk.
 
     Raises:
-        ConfigError: a file that cannot be read, or of another kind.
+        ConfigError: a file that cannot be read, of another kind, or named twice; a row that is no object.
     """
+    if len({file.resolve() for file in files}) < len(files):
+        raise ConfigError("a benchmark file is named twice", field="files", value=[str(file) for file in files])
     for file in files:
-        if file.suffix == ".parquet":
-            yield from _parquet(file, images)
-        elif file.suffix in (".jsonl", ".json"):
-            yield from ({k: v for k, v in row.items() if images or k not in IMAGE_COLUMNS} for row in _json(file))
-        else:
+        if file.suffix not in (".parquet", ".jsonl", ".json"):
             raise ConfigError("not a benchmark file", file=file, remedy="give .parquet, .jsonl or .json")
+        for row in _parquet(file, images) if file.suffix == ".parquet" else _json(file):
+            if not isinstance(row, dict):
+                raise ConfigError("a row of a benchmark is an object", file=file, value=str(row)[:80])
+            yield file, row
 
 
 def image_bytes(row: Mapping[str, Any], *, folder: Path) -> list[bytes]:
@@ -79,7 +81,7 @@ def _file(name: str, folder: Path) -> bytes:
     raise SampleError("image file is not below the benchmark's folder", file=folder, field="image", value=name)
 
 
-def _json(file: Path) -> Iterable[dict[str, Any]]:
+def _json(file: Path) -> Iterable[Any]:
     try:
         if file.suffix == ".jsonl":
             with file.open(encoding="utf-8") as stream:

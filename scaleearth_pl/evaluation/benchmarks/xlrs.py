@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply, macro_by, share
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.benchmarks.rows import options_of, read_rows
@@ -46,6 +46,7 @@ HARNESSES = ("lmms-eval", "vlmevalkit", "vlmevalkit-2025", "present")
 EXTRACTORS = ("official", "strict")
 MAX_NEW_TOKENS = 64
 
+_FIELDS = ("index", "question", "multi-choice options", "answer", "category", "l2-category")
 _ONE = (
     "\nSelect the best answer for the multiple-choice question based on the image. Only respond with the letter "
     "corresponding to the correct answer (A, B, C, D).\nThe answer is:"
@@ -105,13 +106,13 @@ def _letters(reply: Reply, extractor: str) -> frozenset[str]:
     return LMMS_EVAL(reply.text) if extractor == "official" else strict(reply.text, reply.choice.options)
 
 
-def _read(files: Sequence[Path], images: bool) -> Iterator[tuple[Choice, Mapping[str, Any]]]:
-    for row in read_rows(files, images=images):
-        missing = [name for name in ("index", "question", "answer", "category", "l2-category") if name not in row]
+def _read(files: Sequence[Path], images: bool) -> Iterator[FoundRow]:
+    for file, row in read_rows(files, images=images):
+        missing = [name for name in _FIELDS if row.get(name) is None]
         if missing or row["category"] not in SUBTASKS:
             raise ConfigError(
                 "not a row of XLRS-Bench-lite",
-                file=files[0],
+                file=file,
                 field=missing[0] if missing else "category",
                 value=sorted(row) if missing else row["category"],
                 remedy="the 13 sub-tasks are named in evaluation/benchmarks/xlrs.py",
@@ -126,5 +127,6 @@ def _read(files: Sequence[Path], images: bool) -> Iterator[tuple[Choice, Mapping
                 task=(str(row["category"]), str(row["l2-category"])),
                 kind=kind,
             ),
+            file,
             row,
         )

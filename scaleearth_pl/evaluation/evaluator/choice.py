@@ -4,7 +4,10 @@ No row has a GSD, so the policy is SSE-U's word: "predicted", or a spoofed value
 A model without SSE-U can be asked under a spoofed value only, which plain LoRA and stage 1 ignore.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ def evaluate_choice(
         "fingerprint": subject.fingerprint,
         "files": [file.name for file in benchmark.files],
         "questions": len(choices),
+        "content": content_hash(choices),
         "pixels": benchmark.pixels.name,
         "vlmevalkit_compat": vlmevalkit_compat,
     }
@@ -80,11 +84,21 @@ def evaluate_choice(
         counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
         extra={
             "pixels": benchmark.pixels.name,
-            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat),
+            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
+            if decoding.generate
+            else None,  # teacher-forced: there is no reply that a harness could read
         },
     )
     finish(folder, row)
     return row
+
+
+def content_hash(choices: Mapping[str, Choice]) -> str:
+    """Of questions, options, answers and tasks: files of one name and length may hold other ones."""
+    digest = hashlib.blake2b(digest_size=8)
+    for choice in choices.values():
+        digest.update(json.dumps(asdict(choice)).encode())
+    return digest.hexdigest()
 
 
 def harness_scores(

@@ -1,10 +1,10 @@
 """`scaleearth evaluate RUN... --corpus DIR --split test --policy metadata predicted`: benchmark tables from checkpoints.
 
-Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated,
-and what was cut off is resumed. One folder per evaluation (`run.py`) holds its answers; `rows.jsonl` in the
-output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or local files of XLRS-Bench
-and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U decides, and "metadata" is
-taken, and written down, as "predicted".
+Every RUN (stage 2 or stage 1) is evaluated on every benchmark under every policy; what is done already is not repeated (rows
+that an earlier commit evaluated are named), and what was cut off is resumed. One folder per evaluation (`run.py`) holds its
+answers; `rows.jsonl` in the output folder gathers the result rows. Benchmarks are a corpus of shards (the world, RSVQA), or
+local files of XLRS-Bench and OmniEarth-Bench (`--xlrs FILE...`, `--omniearth FILE...`), which have no GSD: there SSE-U
+decides, and "metadata" is taken, and written down, as "predicted".
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
@@ -23,7 +24,7 @@ from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, re
 from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
@@ -124,12 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = _evaluate_all(args)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     console().print(results_table(rows))
     by_matcher = matcher_table(rows)
     if by_matcher is not None:
         console().print(by_matcher)
+    earlier = sorted({row["commit"] for row in rows} - {commit := current_commit()})
+    if earlier:
+        console().print(f"read, not repeated: evaluated at {', '.join(earlier)} (this is {commit}); remove to repeat")
     console().print(f"rows: {args.out / ROWS}; answers: {args.out}/<subject>/<benchmark>/<view>/{PREDICTIONS}")
     return 0
 

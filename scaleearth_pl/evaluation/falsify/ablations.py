@@ -12,11 +12,11 @@ from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.evaluation.falsify import measure
 from scaleearth_pl.evaluation.falsify.ablation_effects import effects_of
 from scaleearth_pl.evaluation.falsify.ablation_report import AblationReport, write_ablations
-from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, setting_of
+from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, refuse_mixing, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.predictions import RUN, read_run
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT, TABLES = Path("experiments/falsify/ablations.yaml"), Path("docs/ablations"), Path("reports/ablations/tables")
 FAST_LIMIT = 40
@@ -30,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = out_of(args, OUT)
     try:
+        refuse_mixing(out / "ablations.json", fast=args.fast)
         report = ablations(Plan.load(args.plan), setting_of(args), out, tables=args.tables)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     console().print(report.as_table())
     console().print(f"figure and table: {out}")

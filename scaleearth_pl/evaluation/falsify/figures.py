@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from scaleearth_pl.core.curves import CALIBRATION_REFERENCE
 from scaleearth_pl.core.figures import BLACK, BLUE, GREY, ORANGE, PURPLE, RANK_TIER_STYLES, SKY, gsd_axis, new_figure
@@ -52,17 +52,21 @@ def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, 
 
 
 def scalars(run: Path) -> dict[str, Curve]:
-    """Steps and values of every scalar of a run's first event file; empty where there is none."""
-    events = sorted(run.glob("events.out.tfevents.*"))
-    if not events:
+    """Steps and values of every scalar of a run; empty where there is no event file.
+
+    A resumed run has several files, which share the steps after its checkpoint: the later one's count.
+    """
+    if not any(run.glob("events.out.tfevents.*")):
         return {}
-    accumulator = EventAccumulator(str(events[0]), size_guidance={"scalars": 0})
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})
     accumulator.Reload()
-    return {
-        tag: (np.array([e.step for e in found], float), np.array([e.value for e in found], float))
-        for tag in accumulator.Tags()["scalars"]
-        for found in [accumulator.Scalars(tag)]
-    }
+    return {tag: _curve(accumulator.Scalars(tag)) for tag in accumulator.Tags()["scalars"]}
+
+
+def _curve(events: Sequence[ScalarEvent]) -> Curve:
+    value_of = {event.step: event.value for event in events}
+    steps = sorted(value_of)
+    return np.array(steps, float), np.array([value_of[step] for step in steps], float)
 
 
 def save_gates_figure(path: Path, runs: Sequence[RunFolder]) -> None:

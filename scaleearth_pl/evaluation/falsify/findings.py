@@ -75,8 +75,14 @@ def edges(hypothesis: Hypothesis, ours: Sequence[Rows], twin: Sequence[Rows], pl
 
 
 def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], places: Places) -> Finding:
-    """SSE-U's calibration ratio, coverage and rank correlation, on images whose GSD is trusted."""
-    known = [[r for r in readings if r.gsd_m is not None and r.provenance_weight > 0] for readings in seeds]
+    """SSE-U's calibration ratio, coverage and rank correlation, on images whose GSD is trusted.
+
+    Raises:
+        ConfigError: seeds that read other images.
+    """
+    known = [_trusted(readings) for readings in seeds]
+    if any([r.image_id for r in readings] != [r.image_id for r in known[0]] for readings in known):
+        raise ConfigError("runs did not read the same images", field="sse_u.jsonl", value=[len(r) for r in known])
     error_SI = np.array([[abs(r.mu - log10_gsd(r.gsd_m or 1.0)) for r in readings] for readings in known])
     sigma_SI = np.array([[r.sigma for r in readings] for readings in known])
     of_image = [r.place_id for r in known[0]]
@@ -107,6 +113,12 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
             )
         )
     return finding(hypothesis, statistics)
+
+
+def _trusted(readings: Sequence[SseuReading]) -> list[SseuReading]:
+    """Readings of images whose GSD is trusted, in one order for all seeds."""
+    known = [r for r in readings if r.gsd_m is not None and r.provenance_weight > 0]
+    return sorted(known, key=lambda r: r.image_id)
 
 
 def policy(

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import findings, measure
-from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, setting_of
+from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, refuse_mixing, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Hypothesis, Plan
 from scaleearth_pl.evaluation.falsify.report import Evidence, verdict_table, write_report
 from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT = Path("experiments/falsify/hypotheses.yaml"), Path("reports/falsify")
 
@@ -33,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = out_of(args, OUT)
     try:
+        refuse_mixing(out / "verdict.json", fast=args.fast)
         evidence = falsify(Plan.load(args.plan), setting_of(args), out, fast=args.fast)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     if args.fast:
         console().print(f"everything runs; forty steps and one seed allow no verdict. Figures: {out}")
@@ -104,7 +106,7 @@ def _asked_places(runs: Mapping[str, Sequence[RunFolder]], files: Mapping[tuple[
 
 
 def _policy(hypothesis: Hypothesis, files: Sequence[Path], places: Places) -> Finding:
-    tables = [measure.load(file) for file in files]
+    tables = _tables(files)
     keep_N = tables[0].mask(cue=hypothesis.bars["cue"])
     difference_SN = np.stack(
         [
@@ -116,12 +118,20 @@ def _policy(hypothesis: Hypothesis, files: Sequence[Path], places: Places) -> Fi
 
 
 def _spoofing(hypothesis: Hypothesis, files: Sequence[Path], places: Places) -> Finding:
-    tables = [measure.load(file) for file in files]
+    tables = _tables(files)
     rows = [v for v, view in enumerate(tables[0].views) if view.policy == "spoof"]
     grid_m = [float(tables[0].views[v].spoof_gsd_m or 0) for v in rows]
     correct_SGN = np.stack([t.correct_VN[rows].astype(float) for t in tables])
     first = tables[0]
     return findings.spoofing(hypothesis, grid_m, correct_SGN, first.log10_gsd_N, first.place_N.tolist(), places)
+
+
+def _tables(files: Sequence[Path]) -> list[ViewTable]:
+    """One table a seed, all on the same questions; `ConfigError` if they are not."""
+    tables = [measure.load(file) for file in files]
+    for table in tables:
+        tables[0].same_questions(table)
+    return tables
 
 
 def _probes(hypothesis: Hypothesis, files: Sequence[Path]) -> Finding:

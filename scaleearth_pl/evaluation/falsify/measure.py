@@ -6,15 +6,17 @@
     told       any model, all questions: told the truth, and where it has an SSE-U told what that reads (`ablations`)
 
 Answers are teacher-forced: right is every token right, which is greedy exact match. Tables are files named by the
-model's fingerprint and read again if they are there, so a second call costs nothing and new weights a new table.
+model's fingerprint and a hash of what was asked (views, family, permutations, corpus), and read again if they are there: a
+second call costs nothing; new weights, another plan and another corpus get a table of their own.
 
 Legend of shape suffixes: S seeds, G grid points, N questions, R permutations.
 """
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing as mp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,21 +110,36 @@ def measure(task: Task) -> Path:
     torch.set_num_threads(1)
     silence_loading()
     subject = load_subject(task.run)
-    limits = f"-{task.limit}" if task.limit else ""
-    file = task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}"
+    split = CorpusSplit.open(task.corpus, "test", limit_images=task.limit)
+    views = views_of(task, subject)
+    file = _file(task, subject, split, views)
+    if file.exists():
+        return file
+    images = split.images(subject)
     if task.what == "probes":
-        return _probe(task, subject, file.with_suffix(".json"))
-    file = file.with_suffix(".npz")
-    if not file.exists():
-        images = CorpusSplit.open(task.corpus, "test", limit_images=task.limit).images(subject)
-        if task.what == "policies":
-            table = tabulate(subject, images, referee_views(levels_decades=NOISE_DECADES, told=False))
-        elif task.what == "told":
-            table = tabulate(subject, images, told_views(subject))
-        else:
-            table = tabulate(subject, of_family(images, task.family), spoofing_views(subject, task.grid_m))
-        table.save(file)
+        return _probe(task, subject, images, file)
+    images = of_family(images, task.family) if task.what == "spoof" else images
+    tabulate(subject, images, views, boundaries=split.index.boundaries).save(file)
     return file
+
+
+def views_of(task: Task, subject: Subject) -> tuple[View, ...]:
+    """What the model is told in a task; nothing where it is probed."""
+    if task.what == "policies":
+        return referee_views(levels_decades=NOISE_DECADES, told=False)
+    if task.what == "told":
+        return told_views(subject)
+    return spoofing_views(subject, task.grid_m) if task.what == "spoof" else ()
+
+
+def _file(task: Task, subject: Subject, split: CorpusSplit, views: Sequence[View]) -> Path:
+    """Where the result goes, by everything that it depends on."""
+    asked: list[Any] = [split.index.hash, [dataclasses.asdict(view) for view in views]]
+    asked += [task.family] if task.what == "spoof" else [task.permutations] if task.what == "probes" else []
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    limits = f"-{task.limit}" if task.limit else ""
+    suffix = "json" if task.what == "probes" else "npz"
+    return task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}-{digest}.{suffix}"
 
 
 def spoofing_views(subject: Subject, grid_m: Sequence[float]) -> tuple[View, ...]:
@@ -153,10 +170,8 @@ def load(file: Path) -> ViewTable:
     return ViewTable.load(file)
 
 
-def _probe(task: Task, subject: Subject, file: Path) -> Path:
-    if not file.exists():
-        images = CorpusSplit.open(task.corpus, "test", limit_images=task.limit).images(subject)
-        result = probe(read_units(subject, images), n_permutations=task.permutations)
-        save_probe_figure(file.with_suffix(".png"), result, title=f"{subject.name}: what each rank dimension knows")
-        file.write_text(json.dumps(result.as_json() | {"null": result.null.tolist()}))
+def _probe(task: Task, subject: Subject, images: Iterable[Asked], file: Path) -> Path:
+    result = probe(read_units(subject, images), n_permutations=task.permutations)
+    save_probe_figure(file.with_suffix(".png"), result, title=f"{subject.name}: what each rank dimension knows")
+    file.write_text(json.dumps(result.as_json() | {"null": result.null.tolist()}))
     return file

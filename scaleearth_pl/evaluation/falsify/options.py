@@ -1,9 +1,11 @@
 """The options that `scaleearth falsify` and `scaleearth ablations` share: which plan, of which runs, into which folder."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.falsify.runs import Setting
 
 
@@ -37,6 +39,27 @@ def out_of(args: argparse.Namespace, default: Path) -> Path:
     """Where results go. A smoke test has a folder of its own, so that it never lies over a real result."""
     folder: Path = args.out or (smoke_test(default) if args.fast else default)
     return folder
+
+
+def refuse_mixing(record: Path, *, fast: bool) -> None:
+    """`ConfigError` where the folder of `record` holds a full result and this is a smoke test, or the other way round.
+
+    Args:
+        record: the result's JSON document, which says what it is of.
+        fast: what this run is.
+    """
+    try:
+        found = json.loads(record.read_text())["fast"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found != fast:
+        raise ConfigError(
+            f"the folder holds the result of a {'smoke test' if found else 'full run'}",
+            file=record,
+            field="out",
+            value=str(record.parent),
+            remedy="give another folder with --out, or remove this one",
+        )
 
 
 def smoke_test(out: Path) -> Path:

@@ -5,9 +5,10 @@ Where no key has a known name, one with a telling word in it is taken ("qwen_pre
 
 The trouble is `answer`: ground truth in most files, the model's answer in others (EarthDial writes the truth as
 `annotation`, LLaVA's descendants leave it out). It is what the file's other keys do not hold: the prediction where the
-truth has a name of its own, else the truth. Two more are told by what they hold: a `text` full of RSVQA's questions is the
-question, and of several keys that may be the type, the one is it that names RSVQA's types. What was taken for what is part
-of the report, and `--column` overrules it.
+truth has a name of its own, else the truth. Three more are told by what they hold: a `text` full of RSVQA's questions is the
+question; of several keys that may be the type, the one is it that names RSVQA's types; and where no key of a data set's name
+tells LR from HR, the source is a key that does: a split, or an image in a folder of that name. What was taken for what is
+part of the report, and `--column` overrules it.
 """
 
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL, type_name, type_of_question
+from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL, set_of, type_name, type_of_question
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "target": ("gt", "gtanswer", "gtanswers", "answergt", "gttext", "groundtruth", "groundtruthanswer", "annotation",
@@ -35,6 +36,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("questionid", "questionsidx", "qaid", "qid"),
 }  # fmt: skip
 """Keys by meaning, the most explicit first, as letters and digits."""
+
+_PLACES = ("split", "subset", "datasetsplit", "image", "imagepath", "imagefile", "imagename", "imageid", "img", "imgpath",
+           "imgname", "imgid", "file", "filename", "path")  # fmt: skip
+"""Keys whose values may name the data set by the way."""
 
 _TELLING = {
     "target": frozenset({"gt", "truth", "groundtruth", "target", "gold", "expected"}),
@@ -115,6 +120,11 @@ def _find(meaning: str, present: Counter[str], seen: Sequence[Mapping[str, Any]]
     if meaning == "type":
         named = {key: _share(key, seen, lambda text: type_name(text) in OFFICIAL) for key in known}
         return max(known, key=lambda key: (named[key], present[key]), default=None)
+    if meaning == "source":
+        places = [by_letters[name] for name in _PLACES if name in by_letters]
+        tells = {key: _share(key, seen, lambda text: set_of(text) is not None) for key in (*known, *places)}
+        known = [key for key in known if tells[key]] or [key for key in places if tells[key]] or known
+        return max(known, key=lambda key: (tells[key], present[key]), default=None)
     asks = {key: _share(key, seen, lambda text: type_of_question(text) is not None) > 0.5 for key in known}
     if meaning == "question":
         return max(known, key=lambda key: (asks[key], _letters(key) != "text", present[key]), default=None)

@@ -21,10 +21,11 @@ from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.evaluation.predictions import write_json
 from scaleearth_pl.evaluation.rsvqa.columns import NAMES
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
+from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT
 from scaleearth_pl.evaluation.rsvqa.rows import DROPS, Table, read_table
-from scaleearth_pl.evaluation.rsvqa.score import CAVEAT, KNOWN_SIZES, MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.score import KNOWN_SIZES, MatcherScore, score_table
 from scaleearth_pl.evaluation.rsvqa.table import write_table
-from scaleearth_pl.evaluation.tables import console, percent
+from scaleearth_pl.evaluation.tables import console, percent, print_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out:
             _write(args.out, document)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     if args.format != "json":
         for one in tables(document):
@@ -55,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(table: Table, scores: Sequence[MatcherScore], *, split: str | None = None) -> dict[str, Any]:
     """The whole truth about a file as plain data: what was read, dropped, repaired, and every score."""
+    types = frozenset(row.type for row in table.rows)
     return {
         "file": str(table.path),
-        "split": split or KNOWN_SIZES.get(len(table.rows), "not stated"),
-        "types_kept": sorted({row.type for row in table.rows}),
+        "split": split or KNOWN_SIZES.get((len(table.rows), types), "not stated"),
+        "types_kept": sorted(types),
         "columns": table.columns.as_json(),
         "counts": {
             "read": table.n_read,

@@ -9,26 +9,25 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.rsvqa.matchers import Case, Matcher
-from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES, Dataset
+from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
+from scaleearth_pl.evaluation.rsvqa.types import LR_TYPES, Dataset, set_of
 
-CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
-
-KNOWN_SIZES = {10_004: "LR test, all types", 7_057: "LR test without count"}
-"""Numbers of questions that give a split away."""
+KNOWN_SIZES = {(10_004, LR_TYPES): "LR test, all types", (7_057, LR_TYPES - {"count"}): "LR test without count"}
+"""Numbers of questions, with their types, that give a split away."""
 
 _HR_COUNTS_END = 89
 """The official HR vocabulary has no larger count; LR's go to thousands."""
 
 _NUMBER = re.compile(r"\d{1,18}")
-_LR = re.compile(r"(?<![a-z])lr(?![a-z])|rsvqa[_-]?lr?(?![a-z])|lrben|sentinel|low[ _-]?res")
-_HR = re.compile(r"(?<![a-z])hr(?![a-z])|rsvqa[_-]?hr?(?![a-z])|hrben|phili|usgs|high[ _-]?res")
-"""Names of the two sets. Whole words: "results_all" holds no "lr", and "three" no "hr"."""
+_BOTH = (
+    "types of both sets, and no key that tells a row's: exact counts are the stricter reading; score the sets apart, or name "
+    "the key with --column source=KEY"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,34 +68,31 @@ class MatcherScore:
 def dataset_of(table: Table, stated: Literal["lr", "hr", "auto"] = "auto") -> tuple[Dataset, str]:
     """(LR or HR, what says so). Only counts are scored differently, so a file without counts cannot be wrong.
 
-    Evidence, strongest first: the user's word; a source column; types that only one set has; the file's name; a count
-    that HR's vocabulary does not hold. Without any: HR, whose counts are exact, which is the stricter reading. Where the
-    source column names both, each row goes by its own source and the commoner is reported.
+    Evidence, strongest first: the user's word; a key whose values name the set (a source, a split, an image's folder); types
+    that only one set has; the file's name; a count that HR's vocabulary does not hold. Without any, and where the types are
+    those of both sets: HR, whose counts are exact, which is the stricter reading. Where the key names both, each row goes by
+    its own and the commoner is reported.
     """
     types = {row.type for row in table.rows}
     sources = Counter(row.source for row in table.rows if row.source)
     named = Counter[Dataset]()
     for source, n in sources.items():
-        if (which := _named(source)) is not None:
+        if (which := set_of(source)) is not None:
             named[which] += n
     counts = [int(row.target) for row in table.rows if row.type == "count" and _NUMBER.fullmatch(row.target)]
     evidence: list[tuple[Dataset | None, str]] = [
         (None if stated == "auto" else stated, "stated"),
-        (named.most_common(1)[0][0] if named else None, f"the source column{', row by row' * (len(named) > 1)}"),
+        (
+            named.most_common(1)[0][0] if named else None,
+            f"the key {table.columns.source!r}{', row by row' * (len(named) > 1)}",
+        ),
+        ("hr" if types >= {"area", "rural_urban"} else None, _BOTH),
         ("lr" if "rural_urban" in types else "hr" if "area" in types else None, "types that only it has"),
-        (_named(table.path.name), "the file's name"),
+        (set_of(table.path.name), "the file's name"),
         ("lr" if max(counts, default=0) > _HR_COUNTS_END else None, "a count beyond HR's vocabulary"),
         ("hr", "nothing in the file; exact counts are the stricter reading, --dataset lr bins them"),
     ]
     return next((which, why) for which, why in evidence if which is not None)
-
-
-@lru_cache(maxsize=1024)
-def _named(text: str) -> Dataset | None:
-    low, high = (bool(name.search(text.lower())) for name in (_LR, _HR))
-    if low == high:
-        return None
-    return "lr" if low else "hr"
 
 
 def score_table(table: Table, matcher: Matcher, *, dataset: Literal["lr", "hr", "auto"] = "auto") -> MatcherScore:
@@ -108,7 +104,7 @@ def score_table(table: Table, matcher: Matcher, *, dataset: Literal["lr", "hr", 
         if row.type in matcher.skips:
             skipped[row.type] += 1
         else:
-            own = _named(row.source) if dataset == "auto" and row.source else None
+            own = set_of(row.source) if dataset == "auto" and row.source else None
             by_type[row.type].append(_case(row, own or which))
     if not by_type:
         raise ConfigError(

@@ -20,9 +20,9 @@ from typing import Any
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
-from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
+from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, SOURCES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table, read_table
-from scaleearth_pl.evaluation.rsvqa.score import CAVEAT, MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.score import MatcherScore, score_table
 from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 ROW = "row.json"

@@ -6,12 +6,22 @@ token or a GSD token before the question, "Answer the question using a single wo
 
 A ground truth tells counts, areas and rural_urban; "yes" and "no" belong to presence and comparison alike and are filed as
 `yes_no` where neither type nor question is known.
+
+Which of the two sets a question belongs to is told by names alone (`set_of`): of a data set, a split, an image's folder.
 """
 
 import re
+from functools import lru_cache
+from typing import Literal
+
+Dataset = Literal["lr", "hr"]
+"""LR bins counts, HR does not; that is all that a matcher must know of the data set."""
 
 OFFICIAL = frozenset({"presence", "comp", "count", "area", "rural_urban"})
 """Types of RSVQA LR and HR."""
+
+LR_TYPES = OFFICIAL - {"area"}
+"""Types of LR; HR has areas in place of rural_urban."""
 
 NOT_A_TYPE = frozenset({"vqa", "rsvqa", "lr", "hr", "open", "none", "null", "nan", "unknown", "n_a", "_"})
 """Words that name a task or a data set, or nothing at all; they count as no type."""
@@ -39,6 +49,19 @@ _TARGETS = (
     ("count", re.compile(r"\d+")),
     ("yes_no", re.compile(r"yes|no")),
 )
+
+_LR = re.compile(r"(?<![a-z])lr(?![a-z])|rsvqa[_-]?lr?(?![a-z])|lrben|sentinel|low[ _-]?res")
+_HR = re.compile(r"(?<![a-z])hr(?![a-z])|rsvqa[_-]?hr?(?![a-z])|hrben|phili|usgs|high[ _-]?res")
+"""Names of the two sets. Whole words: "results_all" holds no "lr", and "three" no "hr"."""
+
+
+@lru_cache(maxsize=1024)
+def set_of(name: str) -> Dataset | None:
+    """LR or HR, as the name of a data set, split, file or folder says; None where it says neither, or both."""
+    low, high = (bool(words.search(name.lower())) for words in (_LR, _HR))
+    if low == high:
+        return None
+    return "lr" if low else "hr"
 
 
 def type_name(text: str) -> str:

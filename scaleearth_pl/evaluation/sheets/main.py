@@ -29,7 +29,7 @@ from scaleearth_pl.evaluation.sheets.draw import save_places, save_types
 from scaleearth_pl.evaluation.sheets.page import as_page, places_section, types_section
 from scaleearth_pl.evaluation.sheets.public import as_reported, show_benchmark
 from scaleearth_pl.evaluation.sheets.words import Words, count_types, counts_text, place_rule, type_rule
-from scaleearth_pl.evaluation.tables import console
+from scaleearth_pl.evaluation.tables import console, print_error
 from scaleearth_pl.model.backbone import silence_loading
 
 STANDARD = {OURS: OURS, "plain LoRA": "plain_lora", "GSD as text": "gsd_text", "bucketed": "bucketed"}
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         written = _sheets(args)
     except ScaleEarthError as error:
-        console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     for file in written.files:
         console().print(f"{file}  {file.stat().st_size / 1000:.0f} kB")

@@ -72,9 +72,9 @@ def show_benchmark(variants: Sequence[Variant], drawn: Sequence[Drawn], benchmar
     """
     rows = {row.qa_id: row for some in drawn for row in some.rows}
     pictures: dict[str, Picture] = {}
-    for choice, row in benchmark.read(benchmark.files, True):
+    for choice, file, row in benchmark.rows(images=True):
         if choice.id in rows:
-            data = image_bytes(row, folder=benchmark.files[0].parent)
+            data = image_bytes(row, folder=file.parent)
             images = [thumbnail(one, f"{benchmark.name} {choice.id}") for one in data]
             pictures[rows[choice.id].image_id] = Picture(image=side_by_side(images), extent_m=None)
     said = {v.name: {r.key: Said.of(v.rows[r.key]) for r in rows.values()} for v in variants}

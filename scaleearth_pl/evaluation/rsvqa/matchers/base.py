@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Dataset = Literal["lr", "hr"]
-"""LR bins counts, HR does not; that is all that a matcher must know of the data set."""
+from scaleearth_pl.evaluation.rsvqa.types import Dataset
 
 NUMERIC_TYPES = frozenset({"count", "area"})
 """Types whose answers are quantities; LHRS-Bot and EarthDial leave them out."""
