@@ -36,7 +36,7 @@ EXPECTED = [tuple(row.values()) for row in ROWS]
         LINES.encode(),
         LINES.replace("\n", "\r\n").encode("utf-8-sig"),
         LINES.encode("utf-16"),
-        gzip.compress(LINES.encode()),
+        gzip.compress(LINES.encode(), mtime=0),
         LINES.replace("\n", "\n\n \t\n").encode(),
         LINES.replace("\n", ",\n").encode(),
         json.dumps(ROWS, indent=2).encode(),
@@ -133,7 +133,16 @@ def test_a_row_whose_json_is_bottomless_is_counted_as_none(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b" \n\n", b"null", b"5", b'["a"]', b'{"a": 1}\n', gzip.compress(b"x" * 99)[:-9], bytes(range(256)) * 9],
+    [
+        b"",
+        b" \n\n",
+        b"null",
+        b"5",
+        b'["a"]',
+        b'{"a": 1}\n',
+        gzip.compress(b"x" * 99, mtime=0)[:-9],
+        bytes(range(256)) * 9,
+    ],
 )
 def test_what_is_no_predictions_file_is_refused_by_name(tmp_path, data, capsys):
     (tmp_path / "p").write_bytes(data)
