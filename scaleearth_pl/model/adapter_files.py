@@ -146,7 +146,7 @@ def _parse_value(hint: object, value: object, file: Path, where: str) -> object:
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(hint, value):
         raise CheckpointError(
-            f"setting is not of type {getattr(hint, '__name__', hint)}",
+            f"setting is not of type {hint.__name__ if isinstance(hint, type) else str(hint).removeprefix('typing.')}",
             file=file,
             field=where,
             value=value,

@@ -218,7 +218,7 @@ def test_changed_tensors_are_refused(
         (lambda r: r["adapters"]["gate"].update(sharpness=-1.0), "sharpness"),
         (lambda r: r["adapters"]["gate"].update(kind="open"), "14 unexpected"),
         (lambda r: r["adapters"]["gate"].update(kind="hard"), r"Literal.*gate\.kind.*'hard'"),
-        (lambda r: r["resolver"].update(policy="Predicted"), r"Literal.*resolver\.policy.*'Predicted'"),
+        (lambda r: r["resolver"].update(policy="Predicted"), r"Literal.*'fused'.*resolver\.policy.*'Predicted'"),
         (lambda r: r["resolver"].update(marginal=1), r"bool.*resolver\.marginal"),
         (lambda r: r["adapters"].update(rank="6"), r"int.*adapters\.rank.*'6'"),
         (lambda r: r["adapters"].update(targets=["q_proj", 7]), r"tuple.*adapters\.targets"),
