@@ -38,7 +38,7 @@ def test_the_8b_recipe_prints_without_weights(capsys: pytest.CaptureFixture[str]
     assert (settings["backbone"]["quantise"], settings["backbone"]["dtype"]) == ("nf4", "bfloat16")
     assert (settings["adapters"]["rank"], settings["adapters"]["lora_alpha"]) == (64, 32)
     assert len(settings["adapters"]["targets"]) == 7
-    assert (config["size"], config["trainer"]["strategy"], config["trainer"]["precision"]) == ("8b", "ddp", "bf16-true")
+    assert (config["size"], config["trainer"]["strategy"], config["trainer"]["precision"]) == ("8b", "ddp", "32-true")
 
 
 def test_later_files_and_options_win(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -116,7 +117,7 @@ def parse_dataclass(cls: Any, row: object, file: Path, where: str = "") -> Any:
     code did before it was there.
 
     Raises:
-        CheckpointError: another set of keys, or a value that the dataclass refuses.
+        CheckpointError: another set of keys, a value of another type, or one that the dataclass refuses.
     """
     expected = {f.name for f in fields(cls)}
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
@@ -138,11 +139,32 @@ def parse_dataclass(cls: Any, row: object, file: Path, where: str = "") -> Any:
 
 
 def _parse_value(hint: object, value: object, file: Path, where: str) -> object:
-    """JSON has neither tuples nor dataclasses; the annotation says which is meant."""
+    """JSON has neither tuples nor dataclasses; the annotation says which is meant, and what the value may be."""
     for option in (hint, *get_args(hint)):
         if is_dataclass(option) and isinstance(value, dict):
             return parse_dataclass(option, value, file, where)
-    return tuple(value) if isinstance(value, list) else value
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(hint, value):
+        raise CheckpointError(
+            f"setting is not of type {hint.__name__ if isinstance(hint, type) else str(hint).removeprefix('typing.')}",
+            file=file,
+            field=where,
+            value=value,
+            remedy="the file was edited, or is of another version: write the folder again",
+        )
+    return value
+
+
+def _fits(hint: Any, value: object) -> bool:
+    """Whether a JSON value is of an annotated type; dataclasses check their values, and nobody else their types."""
+    kind, options = get_origin(hint) or hint, get_args(hint)
+    if kind is Literal:
+        return any(value == option and type(value) is type(option) for option in options)
+    if kind in (Union, UnionType):
+        return any(_fits(option, value) for option in options)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(options[0], item) for item in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def check_keys(found: Iterable[str], expected: Iterable[str], file: Path) -> None:

@@ -7,8 +7,8 @@ Five things are done to every backbone, whatever its source:
   builds of torch the convolution is 10 to 20 times slower. Its weight keeps the Conv3d shape, so files stay those of
   transformers.
 - The last block can leave out tokens whose states nobody reads (`surgery.LastLayer`).
-- Rotary frequencies stay fp32 under `.to(torch.bfloat16)`, which Lightning's `bf16-true` calls: at position 300 a
-  rounded frequency would be half a radian off.
+- Rotary frequencies stay fp32 under `.to(torch.bfloat16)`: at position 300 a rounded frequency would be half a radian
+  off.
 - Special token ids come from the tokenizer that the data was made with; a folder that disagrees is refused.
 
 NF4 follows QLoRA (Dettmers et al. 2023): 4-bit normal-float blocks of 64 with double quantisation, for the projections
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers import logging as transformers_logging
@@ -106,7 +107,7 @@ def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str |
 
     Raises:
         ConfigError: nf4 asked of the tiny random model.
-        CheckpointError: a folder that is absent, incomplete, or made for another tokenizer.
+        CheckpointError: a folder that is absent, incomplete, quantised already, or made for another tokenizer.
     """
     source = config.source if source is None else source
     model = _tiny(config, token_ids) if source == TINY else _loaded(config, token_ids, source)
@@ -148,14 +149,16 @@ def _loaded(config: BackboneConfig, ids: TokenIds, source: str) -> Any:
     offline = Path(source).is_dir() or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     dtype = getattr(torch, config.dtype)
     try:
+        _refuse_quantised(Qwen3VLConfig.from_pretrained(source, local_files_only=offline), source)
         model, report = Qwen3VLForConditionalGeneration.from_pretrained(
             source,
             dtype=dtype,
             quantization_config=_nf4(dtype) if config.quantise == "nf4" else None,
             local_files_only=offline,
+            use_safetensors=True,  # those are the files that `adapter_files.base_hash` reads
             output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"no backbone there: {str(error).splitlines()[0]}",
             file=source,
@@ -192,6 +195,19 @@ def _config_ids(ids: TokenIds) -> dict[str, int]:
 def _set_generation_ids(model: Any, ids: TokenIds) -> None:
     model.generation_config.eos_token_id = ids.im_end
     model.generation_config.pad_token_id = ids.pad
+
+
+def _refuse_quantised(shape: Qwen3VLConfig, source: str) -> None:
+    """Of two forms transformers takes the folder's own, not the one that was asked for, with no more than a warning."""
+    form = getattr(shape, "quantization_config", None)
+    if form is not None:
+        raise CheckpointError(
+            "the weights are quantised already",
+            file=source,
+            field="quantization_config",
+            value=form.get("quant_method") if isinstance(form, dict) else form,
+            remedy="name the folder in full precision; NF4 is made from it while loading",
+        )
 
 
 def _check_report(report: Mapping[str, Any], source: str) -> None:

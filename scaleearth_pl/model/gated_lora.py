@@ -67,8 +67,8 @@ class AdapterConfig:
         lora_alpha: LoRA's numerator; the update is scaled by lora_alpha / rank. Not the gate's sharpness.
         targets: last name components of the layers to adapt, matched exactly.
         gate: what opens the ranks.
-        dtype: in which A and B are kept and trained, whatever `.to()` or a bf16-true trainer says. They are multiplied
-            in the activations' dtype, so float32 under a bfloat16 backbone costs memory (4 bytes a weight), not time.
+        dtype: in which A and B are kept and trained, whatever `.to()` says. They are multiplied in the
+            activations' dtype, so float32 under a bfloat16 backbone costs memory (4 bytes a weight), not time.
             Sharded 4-bit training needs the backbone's dtype here.
         seed: of A's initial values, which depend on it and on the module's name alone.
     """

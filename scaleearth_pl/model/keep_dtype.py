@@ -1,7 +1,7 @@
 """Modules whose precision is part of their meaning: `.to(torch.bfloat16)` moves them but does not round them.
 
-Lightning's `bf16-true` casts the whole module, and builds it under a bfloat16 default dtype. That is right for the
-backbone and wrong for three small things: gate thresholds (near tau = 2 a bfloat16 step is 0.016 decades, more than
+A cast of the whole model, by hand or by Lightning's `bf16-true` (which the stages refuse: it rounds GSDs too), is right
+for the backbone and wrong for three small things: gate thresholds (near tau = 2 a bfloat16 step is 0.016 decades, more than
 most optimizer steps: they would never move), SSE-U (0.01 decades is the trust in an exact label), and LoRA weights that
 were asked for in float32 as masters of a bfloat16 forward. Their dtype is what their configuration says; the price is
 that such a module cannot be cast by the usual call, only by rebuilding it.

@@ -14,7 +14,7 @@ While training, a share of the trees is gated by the prediction although metadat
 SSE-U's errors before it depends on them: the trees whose `gate_draw` (a hash of image id and epoch) lies below
 `predicted_share(progress)`. What reaches the gate is detached: SSE-U learns from labels only, never to please the VLM
 loss. In a model without SSE-U, an unknown GSD of a training tree becomes the prior that an untrained SSE-U would state
-(2 m, give or take 0.7 decades), which leaves the marginal gate nearly flat.
+(2 m, give or take 0.7 decades), at which the marginal gate is half as steep.
 
 `marginal=False` sets sigma to 0 everywhere: the paper's plain gate, as an ablation.
 

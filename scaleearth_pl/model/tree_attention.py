@@ -53,7 +53,7 @@ def tree_attention(
         v_TJD: values; their precision is that of the result (under autocast q and k arrive in fp32).
         layout: the tables of this micro-batch, on the same device.
         scale: factor of the scores, usually D ** -0.5.
-        form: `auto` chooses by size and device.
+        form: `auto` chooses by device and precision: see above.
 
     Raises:
         ConfigError: form "merged" where torch has no kernel that returns a log-sum-exp (CUDA in fp32).

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import PreflightError
+from scaleearth_pl.core.gsd import Tier
+from scaleearth_pl.data.plan import Items
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.model.scaleearth import ScaleEarth
 
 PERTURBATION = 1e-2
@@ -48,6 +51,21 @@ def check_tokens(model: ScaleEarth, batch: TreeBatch) -> int:
     if supervised == 0:
         raise PreflightError("no supervised token in the first batch", remedy="look at the answers of the corpus")
     return supervised
+
+
+def check_validation_scales(model: ScaleEarth, items: Items, index: ShardIndex) -> None:
+    """Policy "metadata" refuses an image without a GSD in evaluation: at the first validation, hours from now."""
+    if not model.adapters or model.resolver.config.policy != "metadata":
+        return
+    unknown = [row for row in dict.fromkeys(items.row_N.tolist()) if index.tier_of_row(row) is Tier.UNKNOWN]
+    if unknown:
+        raise PreflightError(
+            "validation would stop at images without a GSD",
+            file=index.where(unknown[0]),
+            field="resolver.policy",
+            value=f"metadata, {len(unknown)} such images",
+            remedy="keep them out of the val split, use policy predicted or fused, or set trainer.limit_val_batches 0",
+        )
 
 
 def check_base_frozen(module: nn.Module, groups: Iterable[Iterable[nn.Parameter]]) -> int:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import BitsAndBytesConfig, Qwen3VLForConditionalGeneration
 from tree_fakes import IDS, RAGGED, VOCAB, make_batch
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, TargetModuleError
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import (
+    UNQUANTISED,
     BackboneConfig,
     assert_quantisation,
     build_backbone,
@@ -150,6 +151,31 @@ def test_incomplete_folder_is_refused(folder, tmp_path, kind):
     for name in ("config.json", "generation_config.json"):
         (tmp_path / name).write_text((folder / name).read_text())
     with pytest.raises(CheckpointError, match=f"{kind}_keys.*layers.1.mlp"):
+        build_backbone(BackboneConfig(source=str(tmp_path)), token_ids=TOKENS)
+
+
+@pytest.mark.parametrize("asked", ["none", "nf4"])
+def test_a_folder_in_another_4_bit_form_is_refused(folder, tmp_path, asked):
+    """transformers loads it as it is: FP4 where NF4 was asked, 4-bit where full precision was."""
+    fp4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4", llm_int8_skip_modules=list(UNQUANTISED))
+    Qwen3VLForConditionalGeneration.from_pretrained(folder, quantization_config=fp4).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"quantised already.*full precision"):
+        build_backbone(BackboneConfig(source=str(tmp_path), quantise=asked), token_ids=TOKENS)
+
+
+def test_a_cut_weight_file_is_named(folder, tmp_path):
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match="no backbone there"):
+        build_backbone(BackboneConfig(source=str(tmp_path)), token_ids=TOKENS)
+
+
+def test_weights_that_the_base_hash_does_not_read_are_not_loaded(folder, tmp_path):
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    with pytest.raises(CheckpointError, match="safetensors"):
         build_backbone(BackboneConfig(source=str(tmp_path)), token_ids=TOKENS)
 
 

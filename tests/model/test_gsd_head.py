@@ -147,7 +147,8 @@ def test_other_levels_than_it_was_built_for_are_refused() -> None:
     features, rows = levels([2])
     with pytest.raises(ConfigError, match="widths"):
         make()(features[::-1], rows, 1)
-    with pytest.raises(ConfigError, match="log variance"):
-        GsdHeadConfig(log_var_min=math.inf)
+    for bounds in ({"log_var_min": math.inf}, {"log_var_min": -math.inf}, {"log_var_max": math.inf}):
+        with pytest.raises(ConfigError, match="log variance"):
+            GsdHeadConfig(**bounds)
     with pytest.raises(ConfigError, match="hidden layer"):
         GsdHeadConfig(depth=0)

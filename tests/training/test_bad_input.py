@@ -44,6 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         ("data.tokenizer", "/no/such/tokenizer", ("ConfigError", "/no/such/tokenizer", "tokenizer.json")),
         ("data.micro_token_budget", "50", ("ConfigError", "micro_token_budget", "50", "max_branch")),
         ("trainer.max_steps", "-1", ("ConfigError", "trainer.max_steps", "set max_steps")),
+        ("trainer.precision", "bf16-true", ("ConfigError", "trainer.precision", "bf16-true", "backbone.dtype")),
     ],
 )
 def test_a_setting_that_cannot_be_meant(

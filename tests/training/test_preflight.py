@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.corpus import make_fake_corpus
 from fakes.runs import bits_of, fit, make_data, tiny_hf, tiny_model
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, PreflightError
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training import preflight
 from scaleearth_pl.training.callbacks.preflight import Preflight
@@ -169,6 +171,19 @@ def test_a_run_is_checked_before_its_first_step(
 
 def refuse(*_: Any) -> None:
     raise PreflightError("as asked")
+
+
+def test_images_without_a_gsd_stop_a_run_before_its_first_validation_does(tmp_path: Path) -> None:
+    """They may be trained on; policy "metadata" refuses to evaluate them."""
+    corpus = make_fake_corpus(tmp_path / "corpus", 12, n_val=7, with_unknown=True)
+    with pytest.raises(PreflightError, match=r"val/unknown.*1 such images.*limit_val_batches"):
+        fit("stage2", corpus, tmp_path / "runs", steps=1)
+    data, model = make_data(corpus), tiny_model(corpus)
+    rows = data.split_plan("val").items, data.index
+    for policy in (ResolverConfig(policy="predicted"), ResolverConfig(policy="spoof", spoof_gsd_m=1.0)):
+        model.resolver = Resolver(policy)
+        preflight.check_validation_scales(model, *rows)
+    preflight.check_validation_scales(tiny_model(corpus, adapted=False), *rows)
 
 
 def test_a_foreign_module_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.runs import bits_of, fit, make_data, recorder_of, tiny_hf
+import yaml
+from fakes.runs import EXPERIMENTS, bits_of, fit, make_data, recorder_of, tiny_hf
 
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
@@ -60,6 +61,20 @@ def test_every_trained_tensor_gets_gradient_in_every_step(stage2: Any) -> None:
         silent = {name for name, gradient in gradients.items() if not bool((gradient != 0).any())}
         waiting = {name for name in gradients if name.endswith(("lora_A.weight", "gate.thresholds"))}
         assert silent == (waiting if step == 0 else set())
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_recipe_runs_in_its_own_precision_and_rounds_no_gsd(fake_corpus: Path, tmp_path: Path, stage: str) -> None:
+    """Every other run here is tiny's, in fp32: what the recipes say themselves would first be tried on a GPU."""
+    recipe = yaml.safe_load((EXPERIMENTS / f"{stage}.yaml").read_text())
+    stated = ("--trainer.precision", recipe["trainer"]["precision"])
+    stated += ("--model.init_args.backbone.dtype", recipe["model"]["init_args"]["backbone"]["dtype"])
+    run = fit(stage, fake_corpus, tmp_path, *stated, *RECORD, steps=1)
+    (report,) = recorder_of(run).reports
+    assert bool(report.loss.isfinite())
+    if report.log10_gsd is not None:
+        assert report.log10_gsd.equal(torch.cat([m.log10_gsd_G for m in run.datamodule.step_batch(0).micro]))
+        assert report.log10_gsd.dtype == torch.float32
 
 
 def test_validation_leaves_training_as_it_was(stage2: Any) -> None:

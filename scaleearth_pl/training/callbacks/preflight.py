@@ -56,6 +56,8 @@ class Preflight(Callback):
         model, datamodule = module.model, module.datamodule
         step: StepBatch = datamodule.step_batch(0)
         micro = next((m for m in step.micro if not m.is_filler), step.micro[0]).to(module.device)
+        if datamodule.splits["val"] and module.trainer.limit_val_batches:
+            preflight.check_validation_scales(model, datamodule.split_plan("val").items, datamodule.index)
         supervised = preflight.check_tokens(model, micro) if not micro.is_filler else 0
         trained = preflight.check_base_frozen(model, module.named_groups().values())
         quantised = assert_quantisation(model.backbone)
