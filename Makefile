@@ -18,14 +18,17 @@ JOBS ?= 2
 endif
 
 ROOT := data_shards/$(CORPUS)
-TAG := $(SIZE)-$(CORPUS)$(if $(filter-out 1,$(SEED)),-seed$(SEED))
+# A run of FAST=1 has a name of its own: no other target takes its 40 steps for a trained model.
+TAG := $(SIZE)-$(CORPUS)$(if $(filter-out 1,$(SEED)),-seed$(SEED))$(if $(FAST),-fast)
 STAGE1 := runs/stage1-$(TAG)
 STAGE2 := runs/stage2-$(TAG)
 TWINS := plain_lora gsd_text bucketed
 OVERLAYS = -c experiments/size/$(SIZE).yaml $(addprefix -c ,$(wildcard experiments/data/$(CORPUS).yaml))
 OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
-  $(if $(NODES),--trainer.num_nodes $(NODES)) $(if $(RESUME),--resume true) \
+  $(if $(NODES),--trainer.num_nodes $(NODES)) \
   $(if $(FAST),--trainer.max_steps 40 --data.limit_images 64) $(ARGS)
+# RESUME=1 goes on with each run that left a checkpoint; the others (killed before their first, or not begun) start.
+resume = $(if $(and $(RESUME),$(wildcard $(1)/latest/checkpoints/step=*.ckpt)),--resume true)
 FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
@@ -62,12 +65,12 @@ $(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
 stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
 	$(FIT) -c experiments/stage1.yaml $(OVERLAYS) $(addprefix -c ,$(wildcard experiments/data/$(CORPUS)_stage1.yaml)) \
 	  --experiment stage1-$(TAG) \
-	  $(if $(MODEL),--model.init_args.backbone.source $(MODEL)) $(OVERRIDES)
+	  $(if $(MODEL),--model.init_args.backbone.source $(MODEL)) $(call resume,$(STAGE1)) $(OVERRIDES)
 $(STAGE1)/latest/hf/config.json:
 	$(MAKE) --no-print-directory stage1
 
 stage2: setup shards $(STAGE1)/latest/hf/config.json  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
-	$(STAGE2_FIT) --experiment stage2-$(TAG) $(STAGE2_SET)
+	$(STAGE2_FIT) --experiment stage2-$(TAG) $(call resume,$(STAGE2)) $(STAGE2_SET)
 	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) --stage1 $(STAGE1)/latest
 
 evaluate: setup shards $(STAGE1)/latest/hf/config.json  ## checkpoints x GSD policies on CORPUS; reports/evaluate
@@ -92,7 +95,7 @@ compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the sa
 
 twin-%:
 	@test -e runs/$*-$(TAG)/latest/predictions.jsonl || { set -o pipefail; $(STAGE2_FIT) -c experiments/baseline/$*.yaml \
-	  --experiment $*-$(TAG) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; }
+	  --experiment $*-$(TAG) $(call resume,runs/$*-$(TAG)) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; }
 
 bench: setup  ## the ladder against other trainers (extra bench)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -110,6 +110,13 @@ def typed_error(error: BaseException) -> ScaleEarthError | None:
     return cause or as_typed(error)
 
 
+def listed(setting: Any) -> list[Any]:
+    """A Trainer's setting that may be absent (None, or True for the default), one object, or a list of them."""
+    if setting is None or setting is True:
+        return []
+    return list(setting) if isinstance(setting, (list, tuple)) else [setting]
+
+
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Builds and runs the LightningCLI on `arguments`; returns it, for tests."""
     import lightning.pytorch as pl
@@ -137,6 +144,9 @@ def run_lightning(arguments: Sequence[str]) -> Any:
             parser.add_argument("--resume", type=bool, default=False, help="continue runs/<experiment>/latest")
             parser.add_argument("--test_after_fit", type=bool, default=False, help="evaluate the test split at the end")
 
+        def _parse_ckpt_path(self) -> None:
+            """Nothing: Lightning would take hyper-parameters, and a class to import, out of a file not yet verified."""
+
         def before_instantiate_classes(self) -> None:
             """Names the run folder; with `resume`, the newest one and its checkpoints."""
             config = self.config[self.subcommand]
@@ -147,11 +157,12 @@ def run_lightning(arguments: Sequence[str]) -> Any:
             self.trainer_defaults["callbacks"] = [RunRecord(size=config.size)]
 
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-            """Adds the TensorBoard logger of the run folder, unless switched off, and checkpoints that last."""
+            """Adds the run folder's TensorBoard logger to those asked for, unless switched off, and durable checkpoints."""
             folder, configured = self.run_folder, self._get(self.config_init, "trainer")
-            kwargs["plugins"] = [*(configured.get("plugins") or []), DurableCheckpointIO()]
+            kwargs["plugins"] = [*listed(configured.get("plugins")), DurableCheckpointIO()]
             if configured.get("logger") is not False:
-                kwargs["logger"] = TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
+                board = TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
+                kwargs["logger"] = [board, *listed(configured.get("logger"))]
             trainer = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
             if trainer.is_global_zero and self.subcommand == "fit":
                 point_latest(folder)

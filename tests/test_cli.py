@@ -109,6 +109,12 @@ def test_a_run_has_a_folder_of_its_own_and_latest_points_to_it(fake_corpus: Path
     assert (tmp_path / "again" / "latest").resolve() == again.run_folder.resolve()
 
 
+def test_a_logger_of_ones_own_is_kept_beside_tensorboard(fake_corpus: Path, tmp_path: Path) -> None:
+    logger = ("--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(tmp_path))
+    kinds = [type(logger).__name__ for logger in built(tmp_path, fake_corpus, *logger).trainer.loggers]
+    assert kinds == ["TensorBoardLogger", "CSVLogger"]
+
+
 def test_own_commands_are_reached_and_errors_leave_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "/nowhere/at/all"]) == 2
     assert "/nowhere/at/all" in capsys.readouterr().err

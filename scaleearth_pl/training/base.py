@@ -19,13 +19,15 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.metrics import GroupedAccuracy
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
-from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups
+from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, restate
 from scaleearth_pl.training.report import EvalReport, StepReport, merge_reports
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -101,6 +103,22 @@ class TreeTraining(pl.LightningModule):
         """AdamW over the named groups with warm-up and cosine."""
         optimizer, schedule = build_optimizer(self.optim, self.named_groups(), self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A resumed run obeys the learning rates and the length that it is resumed with."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        restate(self.optim, optimizer, cast(LambdaLR, self.lr_schedulers()))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to resume where nothing is left to do: Lightning would end at once, with status 0 and no result."""
+        done = int(checkpoint["global_step"])
+        if self.trainer.state.fn is TrainerFn.FITTING and done >= self.total_steps:
+            raise ConfigError(
+                f"the checkpoint is of step {done}, and the run ends there or before",
+                field="trainer.max_steps",
+                value=self.total_steps,
+                remedy="give it more steps, or start a run without resume",
+            )
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> dict[str, StepReport]:  # noqa: ARG002
         """One optimizer step over all micro-batches of this rank."""

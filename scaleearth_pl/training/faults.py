@@ -8,6 +8,7 @@ import errno
 import re
 
 import torch
+import torch.distributed as dist
 
 from scaleearth_pl.core.errors import (
     DiskSpaceError,
@@ -50,17 +51,19 @@ def as_typed(error: BaseException) -> ScaleEarthError | None:
             field="data.num_workers",
             remedy="look for the out-of-memory killer and for a slow disk; fewer workers need less; then resume",
         )
-    if isinstance(error, (RuntimeError, OSError)) and _PEER.search(text):
+    # A broken pipe or a refused connection is a peer's only where there are peers; it may be a pager, or a server.
+    of_ranks = isinstance(error, RuntimeError) or (isinstance(error, OSError) and dist.is_initialized())
+    if of_ranks and _PEER.search(text):
         return PeerLostError(f"another rank is gone: {first_line(text)}", remedy="see its message; then resume")
     return None
 
 
 def exit_status(error: BaseException) -> int:
     """What a process that ends with `error` should tell the shell."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return 130  # Lightning leaves with status 1 after Ctrl-C
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
     typed = as_typed(error)
     return UNKNOWN_STATUS if typed is None else typed.exit_status
 

@@ -106,6 +106,20 @@ def build_optimizer(
     return optimizer, schedule
 
 
+def restate(config: OptimConfig, optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> None:
+    """Lets `config` and the schedule's length speak again after a checkpoint has restored its own, moments apart.
+
+    Where both are those that wrote the checkpoint, nothing changes, to the bit.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        peak = config.lr * config.lr_factors.get(str(group["name"]), 1.0)
+        decayed = group["params"][0].ndim > 1
+        schedule.base_lrs[number] = group["initial_lr"] = peak
+        group["lr"] = peak * schedule.lr_lambdas[number](schedule.last_epoch)
+        group["weight_decay"] = config.weight_decay if decayed else 0.0
+        group["betas"] = config.betas
+
+
 def clip_groups(optimizer: torch.optim.Optimizer, clip_norm: float) -> dict[str, Tensor]:
     """Clips each named group to `clip_norm`; returns the norms before clipping. Never synchronises with the host.
 

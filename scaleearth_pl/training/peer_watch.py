@@ -96,8 +96,12 @@ class PeerWatch:
         self._signals = (read_end, statuses)
 
     def no_deadline(self) -> None:
-        """All ranks agreed to leave and are saving: that takes as long as it takes."""
-        self._deadline = None
+        """All ranks agreed to leave and are saving: that takes as long as it takes.
+
+        Signals are not listened to any more: the one that was agreed on may still wait in the pipe, and another one asks
+        for nothing new. Either would put a deadline on the save.
+        """
+        self._signals = self._deadline = None
 
     def fail(self, status: int, reason: str) -> tuple[int, str] | None:
         """Tells all ranks that this one leaves with `status`, and waits until they know (at most three seconds).
@@ -167,7 +171,7 @@ class PeerWatch:
         except OSError:
             return
         for number in heard:
-            if number in statuses:
+            if number in statuses and self._signals is not None:
                 status, seconds = statuses[number]
                 self.leave_within(status, signal.Signals(number).name, seconds)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import PreflightError
@@ -154,14 +155,25 @@ def perturbed(parameters: list[nn.Parameter], seed: int = 0) -> Iterator[None]:
 
 
 def predicted_peak_bytes(model: ScaleEarth, tokens: int, *, checkpointing: bool) -> int:
-    """Weights, AdamW's two moments and gradients of what trains, and the activations of one micro-batch.
+    """Weights, AdamW's two moments and gradients of what trains (of this rank's shards), activations of one micro-batch.
 
     Activations per token and layer are about 34 hidden-sized values (attention, MLP, LoRA inputs) without
     checkpointing and one with; logits are counted by the supervised tokens only, a few percent, and left out.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    training = sum(p.numel() * p.element_size() * 3 for p in model.parameters() if p.requires_grad)
+    weights = sum(_bytes_here(p) for p in model.parameters())
+    training = sum(_bytes_here(p) * 3 for p in model.parameters() if p.requires_grad)
     text = model.backbone.config.text_config
     values = 1 if checkpointing else 34
     element = torch.finfo(model.backbone.lm_head.weight.dtype).bits // 8
     return int(weights + training + tokens * text.num_hidden_layers * text.hidden_size * values * element)
+
+
+def bytes_on_disk(model: ScaleEarth, *, n_checkpoints: int) -> int:
+    """What a run writes at most: checkpoints (what trains, with AdamW's two moments) and its result, all ranks together."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return trained * (3 * n_checkpoints + 1)
+
+
+def _bytes_here(parameter: nn.Parameter) -> int:
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local.numel() * local.element_size()

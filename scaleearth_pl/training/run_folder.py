@@ -21,15 +21,27 @@ def choose_run(root: Path, *, resume: bool, fit: bool) -> tuple[str, str | None]
 
     Args:
         root: folder of the experiment.
-        resume: go on with `latest`.
+        resume: go on with $SCALEEARTH_VERSION, or with `latest`.
         fit: the run will train; only then may a job that was started again go on by itself.
 
     Raises:
         CheckpointError: nothing to resume.
-        ConfigError: the folder holds another run's checkpoints, which a later resume would mix up.
+        ConfigError: the folder holds another run's checkpoints, which a later resume would mix up; or `resume` without
+            `fit`, which would evaluate the last checkpoint as if it were the trained model.
     """
+    if resume and not fit:
+        raise ConfigError(
+            "only fit can be resumed: a checkpoint is not the result of a run",
+            field="resume",
+            value=True,
+            remedy="name the result (--model.init_args.adapter or init_from), or one checkpoint (--ckpt_path)",
+        )
     if resume:
-        return find_last(root)
+        version, folder = find_last(root, os.environ.get("SCALEEARTH_VERSION"))
+        os.environ["SCALEEARTH_VERSION"] = (
+            version  # for ranks that Lightning launches: `latest` may move before they look
+        )
+        return version, folder
     name, restarted = identity()
     chosen = os.environ.get("SCALEEARTH_VERSION") or name or time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
     os.environ["SCALEEARTH_VERSION"] = chosen  # ranks that Lightning launches inherit it
@@ -47,9 +59,9 @@ def choose_run(root: Path, *, resume: bool, fit: bool) -> tuple[str, str | None]
     )
 
 
-def find_last(root: Path) -> tuple[str, str]:
-    """Version and checkpoints of the newest run below `root`."""
-    latest = root / "latest"
+def find_last(root: Path, version: str | None = None) -> tuple[str, str]:
+    """Version and checkpoints of the run below `root` that is named, or of the newest."""
+    latest = root / (version or "latest")
     checkpoints = latest.resolve() / "checkpoints"
     if not checkpoints_by_step(checkpoints, complain=True):
         raise CheckpointError(

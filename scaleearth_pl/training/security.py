@@ -3,8 +3,10 @@
 A LightningCLI configuration names classes (`class_path: some.module.Class`), and jsonargparse imports the module
 *before* it finds that the class does not fit: a stranger's YAML runs a stranger's code. Hence, before the parser:
 
-* every `class_path`, and every other dotted name below `model`, `trainer`, `optimizer`, `lr_scheduler`, must begin with
-  one of `ALLOWED`; `${...}` is resolved first, and refused in a class name;
+* every `class_path`, and every other dotted name below `model`, `data`, `trainer`, `optimizer`, `lr_scheduler`, must begin
+  with one of `ALLOWED`; `${...}` is resolved first, and refused in a class name;
+* the parser takes a string for YAML, or for the name of a file of any suffix that holds it, wherever that makes a value:
+  so it is read here, too, except for `_PLAIN` keys; `${...}` in such a text is refused, for the parser resolves it later;
 * `trust_remote_code` is refused wherever it stands: Qwen3-VL needs no remote code.
 
 What is saved of a configuration holds no secrets: values that came from `${oc.env:...}` are written as they were asked
@@ -28,9 +30,14 @@ ALLOWED = ("scaleearth_pl.", "lightning.", "torch.")
 
 REDACTED = "<redacted>"
 
-_CLASSES_BELOW = ("model", "trainer", "optimizer", "lr_scheduler")
+_CLASSES_BELOW = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+_PLAIN = frozenset({"experiment", "size", "runs_dir", "ckpt_path", "data.root", "data.cache_dir", "data.tokenizer"})
+"""Keys whose type is text: the parser neither imports nor opens what they name."""
+
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
-_FILES = (".yaml", ".yml", ".json")
+_LARGEST = 1 << 20
+"""Bytes of a configuration; a larger file is refused rather than searched."""
+
 _DEEPEST = 32
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _SECRET_KEY = re.compile(r"(^|_)(token|password|passwd|secret|credentials?|(api|access|private|secret)_?key)$", re.I)
@@ -126,22 +133,61 @@ def _check_keys(source: str, document: Any) -> None:
             )
 
 
-def _check_values(source: str, document: Any, above: Place) -> None:
-    """All strings of a document; a string that names a file stands for its content, as jsonargparse has it."""
+def _check_values(source: str, document: Any, above: Place, depth: int = 0) -> None:
+    """All strings of a document; one that is YAML, or names a file of it, stands for its content, as jsonargparse has it."""
+    if depth > _DEEPEST:
+        raise ConfigError("configuration is nested too deeply", file=source, field=".".join(above))
     for below, value in leaves(document):
         place = (*above, *below)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or ".".join(place) in _PLAIN:
             continue
         _check_value(source, place, value)
-        for file in {Path(value), Path(source).parent / value} if len(place) < _DEEPEST else ():
-            if file.suffix in _FILES and file.is_file():
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-                _check_keys(str(file), content)
-                _check_values(str(file), content, place)
+        for name, content in _behind(source, place, value):
+            _check_keys(name, content)
+            _check_values(name, content, place, depth + 1)
+
+
+def _behind(source: str, place: Place, value: str) -> Iterator[tuple[str, Any]]:
+    """(name, content) of what a string stands for besides itself: YAML inside it, or files that it names."""
+    if (content := _parsed(value)) != value:
+        yield source, content
+    for file in {Path(value), Path(source).parent / value}:
+        if _is_file(file):
+            content = _parsed(_small_text(file, place))
+            if any("${" in str(leaf) for _, leaf in leaves(content)):
+                raise ConfigError(
+                    "a file that a value names may not interpolate",
+                    file=file,
+                    field=".".join(place),
+                    remedy="give it with -c, under its full keys",
+                )
+            yield str(file), content
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a text too long for a name
+        return False
+
+
+def _small_text(file: Path, place: Place) -> str:
+    if file.stat().st_size > _LARGEST:
+        raise ConfigError("too large for a configuration", file=file, field=".".join(place), value=file.stat().st_size)
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _parsed(text: str) -> Any:
+    """What YAML makes of a text; the text itself where it is none."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
 
 
 def _check_value(source: str, place: Place, value: str) -> None:
-    names_class = place[-1] == "class_path" or (place[0] in _CLASSES_BELOW and _DOTTED.fullmatch(value) is not None)
+    top = place[1] if place[0] in _SUBCOMMANDS and len(place) > 1 else place[0]
+    names_class = place[-1] == "class_path" or (top in _CLASSES_BELOW and _DOTTED.fullmatch(value) is not None)
     bare = place[-1] == "class_path" and value.isidentifier()
     if names_class and not bare and not (_DOTTED.fullmatch(value) and value.startswith(ALLOWED)):
         raise ConfigError(
@@ -203,7 +249,7 @@ def _scalar(text: str) -> Any:
 def _without_subcommand(document: dict[str, Any]) -> dict[str, Any]:
     """`fit: {model: ...}`, as it stands in a file given before the subcommand, without its `fit`."""
     inner = [value for key, value in document.items() if key in _SUBCOMMANDS and isinstance(value, dict)]
-    rest = {key: value for key, value in document.items() if key not in _SUBCOMMANDS}
+    rest = {k: v for k, v in document.items() if not (k in _SUBCOMMANDS and isinstance(v, dict))}
     for part in inner:
         rest |= part
     return rest

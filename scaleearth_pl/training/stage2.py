@@ -6,7 +6,9 @@ The total is L = L_VLM + lambda_eff * L_NLL. With the vision tower frozen and th
 the gate, the two losses share no trainable parameter: lambda_eff only scales SSE-U's own gradient, and is not tuned.
 """
 
+import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +77,23 @@ class Stage2(TreeTraining):
         self.lambda_gsd, self.nll_warmup_share, self.adapter = lambda_gsd, nll_warmup_share, adapter
         self.strict_loading = False
 
+    @property
+    def source(self) -> str | None:
+        """Folder or hub name of the frozen base, as configured."""
+        return self.init_from or self.backbone_config.source
+
+    @cached_property
+    def base_hash(self) -> str:
+        """What the frozen base is, whatever its folder is called; one pass over its files, at the first checkpoint."""
+        return base_hash(str(self.base))
+
     def configure_model(self) -> None:
         """Loads the 4-bit backbone, attaches CS-HLoRA and SSE-U; nothing else trains."""
         if hasattr(self, "model"):
             return
-        source = self.init_from or self.backbone_config.source
-        backbone = build_backbone(self.backbone_config, source=source, token_ids=self.datamodule.processor.token_ids)
+        # A link such as stage1/latest may point elsewhere before this run ends.
+        self.base = os.path.realpath(self.source) if self.source and Path(self.source).is_dir() else self.source
+        backbone = build_backbone(self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids)
         self.model = ScaleEarth(
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
         )
@@ -121,9 +134,18 @@ class Stage2(TreeTraining):
         """Keeps what trains; the frozen base is named by the configuration, not copied."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["base_hash"] = self.base_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose names do not match: `strict` is off only for the frozen base."""
+        """Refuses a checkpoint of another base, or whose names do not match: `strict` is off only for the frozen base."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("base_hash", self.base_hash) != self.base_hash:
+            raise CheckpointError(
+                "the checkpoint's adapters were trained on another base",
+                field="init_from",
+                value=self.source,
+                remedy="name the stage 1 that it grew from (stage1/latest may have moved on), or start without resume",
+            )
         if "state_dict" not in checkpoint:  # FSDP2 has loaded it, after the same check
             return
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -150,15 +172,14 @@ class Stage2(TreeTraining):
 
     def adapter_meta(self) -> AdapterMeta:
         """Everything a loader of the adapter must know."""
-        source = self.init_from or self.backbone_config.source
         head = self.model.gsd_head
         return AdapterMeta(
             adapters=self.adapter_config,
             sse_u=self.head_config,
             sse_u_dims=() if head is None else tuple(head.feature_dims),
             resolver=self.resolver_config,
-            base_path=str(source),
-            base_hash=base_hash(source),
+            base_path=str(self.source),
+            base_hash=self.base_hash,
             quantisation=self.backbone_config.quantise,
             commit=current_commit(),
             extra={"dtype": self.backbone_config.dtype, "steps": self.global_step},

@@ -149,7 +149,7 @@ class Chain:
 
     def train(self, full: bool) -> None:
         """`make stage2`, which runs stage 1 first, and its summary."""
-        tag, runs = f"tiny-{CORPUS}", self.work / "runs"
+        tag, runs = f"tiny-{CORPUS}{'' if full else '-fast'}", self.work / "runs"
         words = [f"ROOT={self.killed / CORPUS}", f"STAGE1={runs}/stage1-{tag}", f"STAGE2={runs}/stage2-{tag}"]
         words += [f"ARGS=--runs_dir {runs}", *([] if full else ["FAST=1"])]
         start = time.monotonic()

@@ -1,13 +1,14 @@
 """Losses misses no step, averages without bias, goes on after a resume."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes.toy_training import ToyModule, points, read_board, toy_fit, toy_loader, toy_step, toy_trainer
 
 from scaleearth_pl.core.curves import DebiasedEma
-from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.errors import ConfigError, NonFiniteError
 from scaleearth_pl.training.callbacks.losses import Losses
 
 STAGE2_TAGS = {
@@ -88,3 +89,20 @@ def test_observing_a_step_reads_nothing_from_the_device(monkeypatch):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError):
         Losses(**bad)
+
+
+@pytest.mark.parametrize("event", ["checkpoint", "nan", "other"])
+def test_steps_that_wait_are_written_before_the_run_can_end(monkeypatch, event):
+    """A run that is resumed from a checkpoint does not see the steps before it again; a NaN's are the ones to look at."""
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda tag, value, step: written.append((tag, step)))
+    monkeypatch.setattr("scaleearth_pl.training.callbacks.losses.board", lambda trainer: writer)
+    losses = Losses(every_n_steps=10)
+    for step in (1, 2):
+        losses._observe(None, toy_step(step))
+    if event == "checkpoint":
+        losses.on_save_checkpoint(None, None, {})
+    else:
+        losses.on_exception(None, None, NonFiniteError("nan") if event == "nan" else RuntimeError("CUDA error"))
+    steps = [step for tag, step in written if tag == "train/loss_total"]
+    assert steps == ([] if event == "other" else [1, 2])

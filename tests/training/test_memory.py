@@ -26,7 +26,13 @@ def test_a_run_decides_by_its_largest_micro_batch(
     fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "device_bytes", lambda: (10**6, "cpu"))
+    facts: dict[str, str] = {}
+    monkeypatch.setattr("scaleearth_pl.training.callbacks.preflight.print_facts", facts.update)
     quiet = ["--data.val_splits", "[]", "--trainer.logger", "false"]
     run = fit("stage2", fake_corpus, tmp_path, "--model.init_args.backbone.checkpointing", "auto", *quiet, steps=1)
     assert run.model.model.backbone.is_activation_checkpointing
     assert run.datamodule.micro_tokens == 400
+    peak = predicted_peak_bytes(run.model.model, 400, checkpointing=True)
+    assert facts["predicted peak memory"] == f"{peak / 1e9:.2f} GB"
+    assert facts["micro-batch budget"] == "400 tokens"
+    assert facts["precision"] == "float32 weights, trainer 32-true"

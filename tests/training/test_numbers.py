@@ -1,6 +1,7 @@
 """NaN stops the run with the ids in a file and is never saved; spikes are flagged; faults get names and remedies."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,8 @@ def test_settings_are_checked() -> None:
         (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9"), PeerLostError, 75),
         (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None, 1),
         (ValueError("out of memory"), None, 1),
+        (BrokenPipeError(32, "Broken pipe"), None, 1),
+        (ConnectionRefusedError(111, "Connection refused"), None, 1),
         (SystemExit(143), None, 143),
         (KeyboardInterrupt(), None, 130),
     ],
@@ -102,3 +105,17 @@ def test_faults_of_the_machine_get_a_name_and_a_status(error: BaseException, kin
     typed = as_typed(error)
     assert typed is None if kind is None else type(typed) is kind and bool(typed.remedy)
     assert exit_status(error) == status
+
+
+def test_ctrl_c_has_its_own_status() -> None:
+    """Lightning answers it with `sys.exit(1)`, which would ask for a traceback."""
+
+    def as_lightning_does() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    with pytest.raises(SystemExit) as left:
+        as_lightning_does()
+    assert exit_status(left.value) == 130

@@ -18,7 +18,9 @@ from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training import preflight
-from scaleearth_pl.training.callbacks.preflight import Preflight
+from scaleearth_pl.training.callbacks.checkpoint import Checkpoints
+from scaleearth_pl.training.callbacks.preflight import Preflight, bytes_to_come
+from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -143,8 +145,23 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
     with pytest.raises(DiskSpaceError, match=r"not enough room.*0\.00 GB free.*free 0\.2 GB or set runs_dir"):
         Preflight()._check_disk(tmp_path / "run")
+    with pytest.raises(DiskSpaceError, match=r"free 300\.0 GB"):
+        Preflight()._check_disk(tmp_path / "run", 3 * 10**11)
     monkeypatch.undo()
     assert shutil.disk_usage(tmp_path).free > 0
+
+
+def test_room_is_asked_for_what_will_be_written(fake_corpus: Path, tmp_path: Path) -> None:
+    """Three checkpoints while the third is written (two are kept), and the result; fewer where some are there already."""
+    trainer: Any = SimpleNamespace(callbacks=[Checkpoints(every_n_steps=10)], default_root_dir=str(tmp_path))
+    module: Any = SimpleNamespace(model=tiny_model(fake_corpus), total_steps=100)
+    trained = sum(p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad)
+    assert bytes_to_come(trainer, module) == trained * 10
+    module.total_steps = 9
+    assert bytes_to_come(trainer, module) == trained * 4
+    module.total_steps = 100
+    DurableCheckpointIO().save_checkpoint({"global_step": 10}, tmp_path / "checkpoints" / "step=00000010.ckpt")
+    assert bytes_to_come(trainer, module) == trained * 7
 
 
 def test_a_vocabulary_that_does_not_fit_the_backbone(fake_corpus: Path) -> None:

@@ -4,15 +4,19 @@ Three steps make an epoch here. The crash comes before the step after `stop`, in
 the checkpoint is the last one that Lightning wrote by itself.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, Interrupted, bits_of, fit, recorder_of
+from fakes.runs import EXPERIMENTS, Interrupted, bits_of, fit, recorder_of, tiny_hf
+from safetensors.torch import load_file, save_file
 
-from scaleearth_pl.core.errors import CheckpointError
+from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.model.adapter_files import base_hash
+from scaleearth_pl.training.optim import warmup_cosine
 
 STEPS = 5
 
@@ -51,6 +55,35 @@ def test_a_checkpoint_of_another_corpus_order_is_refused(fake_corpus: Path, tmp_
         run("stage2", fake_corpus, tmp_path, "--resume", "true", "--data.seed", "2")
     with pytest.raises(CheckpointError, match=r"trained parameters.*gsd_head.*configuration that wrote it"):
         run("stage2", fake_corpus, tmp_path, "--resume", "true", "--model.init_args.head", "null")
+
+
+def test_a_resumed_run_obeys_its_own_settings_and_refuses_another_base(fake_corpus: Path, tmp_path: Path) -> None:
+    """The remedy after a NaN is a lower learning rate: it must take effect, although the optimizer's state holds the old."""
+    with pytest.raises(Interrupted):
+        run("stage2", fake_corpus, tmp_path, stop=2)
+    go_on = ("stage2", fake_corpus, tmp_path, "--resume", "true")
+    with pytest.raises(ConfigError, match=r"step 2.*trainer\.max_steps.*more steps"):
+        fit(*go_on, steps=2)
+    other = shutil.copytree(tiny_hf(fake_corpus), tmp_path / "moved_on" / "hf")
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"another base.*init_from.*moved_on"):
+        run(*go_on, "--model.init_args.init_from", str(other))
+    same = tmp_path / "latest"
+    same.symlink_to(shutil.copytree(tiny_hf(fake_corpus), tmp_path / "copied" / "hf"))
+    changed = ("--model.init_args.optim.lr", "5.0e-4", "--model.init_args.optim.weight_decay", "0.1")
+    resumed = run(*go_on, *changed, "--model.init_args.init_from", str(same))
+    expected = [
+        warmup_cosine(step, total_steps=STEPS, warmup_share=0.03, final_lr_share=0.05) for step in range(2, STEPS)
+    ]
+    rates = [report.lr for report in recorder_of(resumed).reports]
+    assert [rate["adapters"] for rate in rates] == pytest.approx([5e-4 * factor for factor in expected])
+    assert [rate["sse_u"] for rate in rates] == pytest.approx([25e-4 * factor for factor in expected])
+    (optimizer,) = resumed.trainer.optimizers
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    same.unlink()
+    same.symlink_to(other)  # the next stage 1 has moved `latest` on before this stage 2 ends
+    assert resumed.model.adapter_meta().base_hash == base_hash(tiny_hf(fake_corpus))
 
 
 def test_nothing_to_resume_is_said(fake_corpus: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from scaleearth_pl.cli import main
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.training.callbacks.save_config import next_free
 from scaleearth_pl.training.security import REDACTED, check_arguments, redacted
@@ -37,6 +39,13 @@ ATTACKS = [
     ("--experiment", "evil.X", "-c", "trainer: {plugins: ['${experiment}']}"),
     ("--size", "evil", "--trainer.profiler", "${size}.X"),
     ("-c", "model: {class_path: '${oc.env:HOME}'}"),
+    ("-c", "model: 'class_path: evil.X'"),
+    ("-c", "trainer: {callbacks: '[{class_path: evil.X}]'}"),
+    ("-c", "trainer: {callbacks: '[evil.X]'}"),
+    ("-c", "trainer: {logger: \"'{class_path: evil.X}'\"}"),
+    ("-c", "data: {controls: evil.X}"),
+    ("--data.controls", "evil.X"),
+    ("--experiment", "evil.X", "-c", "trainer: {callbacks: '[\"${experiment}\"]'}"),
 ]
 
 
@@ -46,16 +55,45 @@ def test_a_foreign_class_is_refused_before_anything_is_imported(attack: tuple[st
         check_arguments(["fit", *attack])
 
 
-def test_files_behind_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "sub.yaml").write_text("class_path: evil.X")
-    (tmp_path / "outer.yaml").write_text("model: ./sub.yaml")
+@pytest.mark.parametrize("name", ["sub.yaml", "sub.txt", "sub"])
+def test_files_behind_files_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("class_path: evil.X")
+    (tmp_path / "list").write_text("[evil.X]")
+    (tmp_path / "scalar").write_text("evil.X")
+    (tmp_path / "outer.yaml").write_text(f"model: ./{name}")
+    (tmp_path / "whole.yaml").write_text("fit: ./fit.txt")
+    (tmp_path / "fit.txt").write_text("trainer: {callbacks: [evil.X]}")
     for words in (
         ["-c", str(tmp_path / "outer.yaml")],
+        ["-c", str(tmp_path / "whole.yaml")],
         [f"-c{tmp_path}/outer.yaml"],
-        ["--model", f"{tmp_path}/sub.yaml"],
+        ["--model", f"{tmp_path}/{name}"],
+        [f"--trainer.callbacks={tmp_path}/list"],
+        ["--trainer.strategy", f"{tmp_path}/scalar"],
     ):
         with pytest.raises(ConfigError, match="may not import"):
             check_arguments(["fit", *words])
+
+
+def test_a_file_behind_a_value_is_small_and_does_not_interpolate(tmp_path: Path) -> None:
+    """The parser fills `${...}` in after our check, and would save what `${oc.env:...}` gave."""
+    (tmp_path / "sub.yaml").write_text("[{init_args: {dirpath: '${experiment}'}}]")
+    with pytest.raises(ConfigError, match=r"may not interpolate.*sub\.yaml.*give it with -c"):
+        check_arguments(["fit", "--trainer.callbacks", f"{tmp_path}/sub.yaml"])
+    (tmp_path / "sub.yaml").write_text("# " + "x" * (1 << 20))
+    with pytest.raises(ConfigError, match="too large for a configuration"):
+        check_arguments(["fit", "--trainer.callbacks", f"{tmp_path}/sub.yaml"])
+
+
+def test_a_checkpoint_names_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI parses the `hyper_parameters` of `--ckpt_path` as a configuration, `_class_path` included."""
+    (tmp_path / "stranger.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"hyper_parameters": {"_class_path": "stranger.X"}}, tmp_path / "hostile.ckpt")
+    recipe = ["-c", str(EXPERIMENTS / "stage1.yaml"), "-c", str(EXPERIMENTS / "size" / "tiny.yaml")]
+    words = ["fit", *recipe, "--runs_dir", str(tmp_path / "runs"), "--data.root", str(tmp_path / "absent")]
+    assert main([*words, "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 2
+    assert not (tmp_path / "ran").exists()
 
 
 def test_allowed_names_and_plain_values_pass() -> None:
@@ -66,6 +104,7 @@ def test_allowed_names_and_plain_values_pass() -> None:
         ["fit", "--trainer.strategy", "ddp", "--model.init_args.optim.lr", "1.0e-4", "--trainer.max_steps=3"]
     )
     check_arguments(["fit", "--model", "Stage2", "--trainer.default_root_dir", "/tmp/a.b"])
+    check_arguments(["fit", "--data.root", "world.v2", "--data.tokenizer", "some.name", "--ckpt_path", __file__])
 
 
 @pytest.mark.parametrize("value", ["true", "false"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,14 +19,15 @@ import torch
 from fakes.toy_training import ToyModule, toy_loader, toy_trainer
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.training.callbacks import stop_signals
 from scaleearth_pl.training.callbacks.checkpoint import Checkpoints
 from scaleearth_pl.training.callbacks.rng_state import RngStreams, seed_step
 from scaleearth_pl.training.callbacks.stop_signals import Stopped, StopSignals
 from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO, checkpoints_by_step
-from scaleearth_pl.training.peer_watch import PeerWatch
+from scaleearth_pl.training.peer_watch import BEAT_S, PeerWatch
 from scaleearth_pl.training.process import as_process
 from scaleearth_pl.training.requeue import identity, requeue
-from scaleearth_pl.training.run_folder import choose_run, find_last
+from scaleearth_pl.training.run_folder import choose_run, find_last, point_latest
 
 
 class At(pl.Callback):
@@ -110,6 +112,20 @@ def test_an_early_end_is_saved(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [4]
 
 
+@pytest.mark.parametrize(("epochs", "saved"), [(2, [3]), (1, [])])
+def test_an_early_end_at_an_epochs_end_is_saved(tmp_path: Path, epochs: int, saved: list[int]) -> None:
+    """Early stopping ends a run where an epoch ends; a run of that one epoch is complete there."""
+
+    class Enough(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = True
+
+    callbacks = [Checkpoints(every_n_steps=100), Enough()]
+    saving = {"enable_checkpointing": True, "plugins": [DurableCheckpointIO()]}
+    toy_trainer(tmp_path, callbacks, steps=-1, max_epochs=epochs, **saving).fit(ToyModule(), toy_loader(3))
+    assert steps_in(tmp_path) == saved
+
+
 def test_an_exception_gives_the_signals_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
@@ -120,6 +136,32 @@ def test_an_exception_gives_the_signals_back(tmp_path: Path) -> None:
         fit(tmp_path, At(fail, step=4))
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_heard_after_the_agreement_puts_no_deadline_on_the_save(monkeypatch) -> None:
+    """The watch reads its pipe every half second; the step may have ended, and a long save begun, before it does."""
+    left: list[int] = []
+    watch = PeerWatch(rank=0, world_size=1)
+    monkeypatch.setattr(watch, "_exit", lambda status, reason: left.append(status))
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    watch.listen(read_end, {int(signal.SIGTERM): (143, 0.1)})
+    os.write(write_end, bytes([signal.SIGTERM]))
+    watch.no_deadline()
+    watch.start()
+    time.sleep(4 * BEAT_S)
+    watch.stop()
+    for end in (read_end, write_end):
+        os.close(end)
+    assert left == []
+
+
+@pytest.mark.parametrize(("error", "rank", "asked"), [(75, 0, True), (75, 1, False), (143, 0, False), (None, 0, False)])
+def test_usr1_requeues_wherever_it_came(monkeypatch, error: int | None, rank: int, asked: bool) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(stop_signals, "requeue", lambda: calls.append(True))
+    trainer: Any = SimpleNamespace(is_global_zero=rank == 0)
+    StopSignals().on_exception(trainer, None, ValueError("bug") if error is None else Stopped(error))  # type: ignore[arg-type]
+    assert bool(calls) is asked
 
 
 def watched(rank: int, port: int, act: str, both: Any) -> None:
@@ -259,6 +301,22 @@ def test_a_slurm_job_finds_its_folder_again(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setenv("SLURM_JOB_ID", "1; rm -rf x")
     with pytest.raises(ConfigError, match="not a SLURM job number"):
         identity()
+
+
+def test_a_named_run_is_gone_on_with_though_latest_moved(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SCALEEARTH_VERSION", "")
+    for name in ("first", "second"):
+        folder = tmp_path / name / "checkpoints"
+        DurableCheckpointIO().save_checkpoint({"global_step": 1}, folder / "step=00000001.ckpt")
+    point_latest(tmp_path / "first")
+    assert choose_run(tmp_path, resume=True, fit=True)[0] == "first"
+    point_latest(tmp_path / "second")  # another run begins before this one's other ranks look
+    assert choose_run(tmp_path, resume=True, fit=True) == ("first", str(tmp_path / "first" / "checkpoints"))
+    with pytest.raises(ConfigError, match="only fit can be resumed"):
+        choose_run(tmp_path, resume=True, fit=False)
+    monkeypatch.setenv("SCALEEARTH_VERSION", "third")
+    with pytest.raises(CheckpointError, match=r"nothing to resume.*third"):
+        choose_run(tmp_path, resume=True, fit=True)
 
 
 def test_ranks_without_a_common_name_are_refused(monkeypatch) -> None:

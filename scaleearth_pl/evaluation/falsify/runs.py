@@ -44,7 +44,7 @@ class Setting:
     fast: bool = False
 
     def tag(self, seed: int) -> str:
-        """As in the Makefile, except that smoke tests keep to themselves."""
+        """As in the Makefile: smoke tests keep to themselves."""
         return f"{self.size}-{self.corpus.name}{'' if seed == 1 else f'-seed{seed}'}{'-fast' if self.fast else ''}"
 
     def stage1(self, seed: int) -> Path:

@@ -42,7 +42,7 @@ class Checkpoints(Checkpoint):
             raise ConfigError("must be at least 2, for the newest may be corrupt", field="keep", value=keep)
         self.every_n_steps, self.keep = every_n_steps, keep
         self.saved_step = -1
-        self._due = False
+        self._due = self._complete = False
 
     def on_train_batch_end(
         self,
@@ -53,7 +53,8 @@ class Checkpoints(Checkpoint):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Saves every n steps, or marks the step for after its validation."""
-        self._due = trainer.global_step % self.every_n_steps == 0 and not is_last_step(trainer)
+        self._complete = is_last_step(trainer)
+        self._due = trainer.global_step % self.every_n_steps == 0 and not self._complete
         if self._due and not validation_follows(trainer):
             self.save(trainer)
 
@@ -64,7 +65,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Saves a run that ends before its last step (a time limit, early stopping)."""
-        if trainer.global_step and not is_last_step(trainer):
+        if trainer.global_step and not self._complete:  # as of its last step: by now Lightning has counted the epoch on
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from scaleearth_pl.core.curves import DebiasedEma
-from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.errors import ConfigError, NonFiniteError
 from scaleearth_pl.training.callbacks.board import board, check_every, report_of, sum_over_ranks
 from scaleearth_pl.training.report import EvalReport, StepReport
 
@@ -91,6 +91,15 @@ class Losses(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes `test/loss_vlm`."""
         self._write_eval(trainer, pl_module, "test")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Writes what still waits: a run that is resumed from here goes on with the next step."""
+        self._flush(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Writes the steps that led to a NaN; after other failures the device may not answer."""
+        if isinstance(exception, NonFiniteError):
+            self._flush(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""

@@ -17,13 +17,15 @@ from scaleearth_pl.core.errors import DiskSpaceError, PreflightError
 from scaleearth_pl.model.backbone import assert_quantisation
 from scaleearth_pl.training import preflight
 from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.callbacks.checkpoint import Checkpoints, checkpoint_folder
+from scaleearth_pl.training.checkpoint_io import checkpoints_by_step
 
 
 class Preflight(Callback):
     """Stops with the remedy where a run could not succeed.
 
     Args:
-        min_free_gb: room that must be left where the run is written.
+        min_free_gb: room that must be left where the run is written, at least; checkpoints and result may need more.
         gradients: also take gradients on the first micro-batch (a forward and two backwards); off under FSDP2, where
             gradients outside the wrapped forward are not defined.
     """
@@ -36,20 +38,21 @@ class Preflight(Callback):
         if not isinstance(pl_module, TreeTraining):
             raise PreflightError("preflight knows only the stages of this package", value=type(pl_module).__name__)
         started = time.perf_counter()
-        self._check_disk(Path(trainer.default_root_dir))
+        self._check_disk(Path(trainer.default_root_dir), bytes_to_come(trainer, pl_module))
         facts = self._check(pl_module)
         facts["preflight seconds"] = f"{time.perf_counter() - started:.1f}"
         print_facts(facts)
 
-    def _check_disk(self, folder: Path) -> None:
+    def _check_disk(self, folder: Path, n_bytes: int = 0) -> None:
+        needed = max(self.min_free_gb * 1e9, n_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if free < self.min_free_gb * 1e9:
+        if free < needed:
             raise DiskSpaceError(
                 "not enough room for checkpoints",
                 file=folder,
                 value=f"{free / 1e9:.2f} GB free",
-                remedy=f"free {self.min_free_gb} GB or set runs_dir elsewhere",
+                remedy=f"free {needed / 1e9:.1f} GB or set runs_dir elsewhere",
             )
 
     def _check(self, module: TreeTraining) -> dict[str, str]:
@@ -72,20 +75,32 @@ class Preflight(Callback):
         model, trainer = module.model, module.trainer
         total = sum(p.numel() for p in model.parameters())
         checkpointing = bool(model.backbone.is_activation_checkpointing) and model.backbone.training
-        peak = preflight.predicted_peak_bytes(model, tokens, checkpointing=checkpointing)
+        largest = module.datamodule.micro_tokens
+        peak = preflight.predicted_peak_bytes(model, largest, checkpointing=checkpointing)
         return {
             "stage": type(module).__name__,
             "devices": f"{trainer.world_size} x {module.device.type}, {type(trainer.strategy).__name__}",
-            "precision": str(model.backbone.dtype).removeprefix("torch."),
+            "precision": f"{str(model.backbone.dtype).removeprefix('torch.')} weights, trainer {trainer.precision}",
             "4-bit linears": str(quantised),
             "adapted linears": f"{len(model.adapters)}, rank {model.rank}",
             "parameters": f"{trained / 1e6:.2f} M train, {total / 1e6:.2f} M stored",
             "steps": f"{module.total_steps} in all, {module.datamodule.steps_per_epoch} an epoch",
             "first step": f"{len(step.micro)} micro-batches, {step.n_questions} questions, {step.n_tokens} tokens",
             "first micro-batch": f"{tokens} tokens, {supervised} supervised",
+            "micro-batch budget": f"{largest} tokens",
             "activation checkpointing": "on" if checkpointing else "off",
             "predicted peak memory": f"{peak / 1e9:.2f} GB",
         }
+
+
+def bytes_to_come(trainer: pl.Trainer, module: TreeTraining) -> int:
+    """Room for the checkpoints that are not yet there and for the result; one more than are kept exists while saving."""
+    saving = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+    if saving is None:
+        return preflight.bytes_on_disk(module.model, n_checkpoints=0)
+    planned = min(saving.keep + 1, 1 + module.total_steps // saving.every_n_steps)
+    present = len(checkpoints_by_step(checkpoint_folder(trainer)))
+    return preflight.bytes_on_disk(module.model, n_checkpoints=max(1, planned - present))
 
 
 def _check_gradients(model: Any, micro: Any) -> None:

@@ -14,15 +14,22 @@ from lightning.pytorch.callbacks import Callback
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.gsd import RANK_TIERS, log10_gsd, rank_tier_sizes
 from scaleearth_pl.training.base import TreeTraining
+from scaleearth_pl.training.callbacks.board import sum_over_ranks
 
 GATE_SCALES_M = (0.1, 1.0, 10.0, 30.0)
 """GSDs at which the mean gate of each rank tier is recorded."""
+
+KEY = "run_record"
+"""Where a checkpoint keeps what the run has cost."""
 
 PACKAGES = ("torch", "lightning", "transformers", "bitsandbytes", "webdataset", "scaleearth_pl")
 
 
 class RunRecord(Callback):
     """Records experiment, sizes, commit, versions, seconds and questions per second at the end of `fit`.
+
+    Seconds and questions are those of all legs of a run that was resumed, each up to the checkpoint that was gone on from,
+    and of all ranks.
 
     Args:
         size: label of the model size.
@@ -32,6 +39,7 @@ class RunRecord(Callback):
         self.size = size
         self.n_questions = 0
         self.started = 0.0
+        self.before = {"seconds": 0.0, "questions": 0.0}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Starts the clock."""
@@ -48,17 +56,43 @@ class RunRecord(Callback):
         """Counts questions."""
         self.n_questions += outputs["report"].n_questions
 
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Keeps what the run has cost so far; a collective, as saving is."""
+        checkpoint[KEY] = self._so_far(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Goes on counting."""
+        self.before = dict(checkpoint.get(KEY, self.before))
+
+    def _so_far(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
+        seconds = time.perf_counter() - self.started
+        here = torch.tensor(float(self.n_questions), dtype=torch.float64, device=module.device)
+        questions = float(sum_over_ranks(trainer, here))
+        return {"seconds": self.before["seconds"] + seconds, "questions": self.before["questions"] + questions}
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes both files on rank 0."""
+        so_far = self._so_far(trainer, pl_module)
         if trainer.is_global_zero and isinstance(pl_module, TreeTraining):
             folder = Path(trainer.default_root_dir)
-            record = self._record(trainer, pl_module, folder)
+            record = self._record(trainer, pl_module, folder, so_far)
             (folder / "run.json").write_text(json.dumps(record, indent=2))
             if pl_module.model.adapters:
                 (folder / "gates.json").write_text(json.dumps(mean_gates(pl_module.model), indent=2))
 
-    def _record(self, trainer: pl.Trainer, module: TreeTraining, folder: Path) -> dict[str, Any]:
-        seconds = time.perf_counter() - self.started
+    def _record(
+        self, trainer: pl.Trainer, module: TreeTraining, folder: Path, so_far: dict[str, float]
+    ) -> dict[str, Any]:
         return {
             "experiment": folder.resolve().parent.name,
             "stage": type(module).__name__.lower(),
@@ -70,8 +104,8 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "world_size": trainer.world_size,
             "device": module.device.type if module.device.type == "cpu" else torch.cuda.get_device_name(module.device),
-            "seconds": {"fit": round(seconds, 2)},
-            "qas_per_second": round(self.n_questions * trainer.world_size / seconds, 2),
+            "seconds": {"fit": round(so_far["seconds"], 2)},
+            "qas_per_second": round(so_far["questions"] / so_far["seconds"], 2),
             "stage1": where_it_is(getattr(module, "init_from", None)),
         }
 

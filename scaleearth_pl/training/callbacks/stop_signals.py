@@ -104,8 +104,13 @@ class StopSignals(Checkpoint):
         self._fitting = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Tells the other ranks, without a collective; what is only the echo of another rank's failure ends as that."""
+        """Tells the other ranks, without a collective; what is only the echo of another rank's failure ends as that.
+
+        SIGUSR1 puts the job back into the queue wherever it came: during a step, before the first, or in the final test.
+        """
         self._fitting = False
+        if isinstance(exception, Stopped) and exception.code == REQUEUED_STATUS and trainer.is_global_zero:
+            requeue()
         if self.watch is None:
             return
         several, echo = self.watch.world_size > 1, None
@@ -151,8 +156,6 @@ class StopSignals(Checkpoint):
             self.watch.no_deadline()
         for checkpoints in (c for c in trainer.callbacks if save and isinstance(c, Checkpoints)):  # type: ignore[attr-defined]
             checkpoints.save(trainer)
-        if number == signal.SIGUSR1 and trainer.is_global_zero:
-            requeue()
         log.warning("%s: leaving at step %d", signal.Signals(number).name, trainer.global_step)
         raise Stopped(STATUSES[number])
 

@@ -1,0 +1,69 @@
+"""What `make` would run: RESUME=1 and FAST=1 compose over both stages; nothing is started."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A working folder in which environment and corpus are there already."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    for name in ("setup.cfg", "constraints.txt", "pyproject.toml", ".venv/.installed", "data_shards/world/index.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def left(clone: Path, experiment: str, file: str) -> None:
+    """A run that left `file` in its folder."""
+    path = clone / "runs" / experiment / "v0" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    (clone / "runs" / experiment / "latest").unlink(missing_ok=True)
+    (clone / "runs" / experiment / "latest").symlink_to("v0")
+
+
+def fits(clone: Path, *words: str) -> list[str]:
+    """The training commands, in order, each as one line."""
+    done = subprocess.run(["make", "-n", *words], cwd=clone, capture_output=True, text=True, check=True)
+    joined = done.stdout.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if "scaleearth fit" in line]
+
+
+CHECKPOINT, RESULT = "checkpoints/step=00000500.ckpt", "hf/config.json"
+
+
+def test_resume_goes_on_where_there_is_something_to_go_on_with(clone: Path) -> None:
+    left(clone, "stage1-tiny-world", CHECKPOINT)
+    first, second = fits(clone, "stage2", "RESUME=1")
+    assert "experiments/stage1.yaml" in first
+    assert "--resume true" in first
+    assert "experiments/stage2.yaml" in second
+    assert "--resume" not in second  # stage 2 never began
+    left(clone, "stage1-tiny-world", RESULT)
+    left(clone, "stage2-tiny-world", CHECKPOINT)
+    (only,) = fits(clone, "stage2", "RESUME=1")
+    assert "--resume true" in only
+    assert "--resume" not in fits(clone, "stage2")[0]
+
+
+def test_twins_are_resumed_one_by_one(clone: Path) -> None:
+    left(clone, "bucketed-tiny-world", CHECKPOINT)
+    assert "--resume true" in fits(clone, "twin-bucketed", "RESUME=1")[0]
+    assert "--resume" not in fits(clone, "twin-plain_lora", "RESUME=1")[0]
+
+
+def test_a_fast_run_is_never_taken_for_a_full_one(clone: Path) -> None:
+    left(clone, "stage1-tiny-world-fast", RESULT)
+    first, second = fits(clone, "stage2")
+    assert "--experiment stage1-tiny-world " in first
+    assert "--model.init_args.init_from runs/stage1-tiny-world/latest/hf" in second
+    (only,) = fits(clone, "stage2", "FAST=1")
+    assert "--experiment stage2-tiny-world-fast" in only
+    assert "init_from runs/stage1-tiny-world-fast/latest/hf" in only
