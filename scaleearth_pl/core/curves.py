@@ -83,15 +83,18 @@ def weighted_spearman(
 ) -> Float[Tensor, ""]:
     """Pearson correlation of weighted mid-ranks; with equal weights exactly Spearman's rho, ties included.
 
-    NaN when fewer than two images have weight or one side is constant: no order, nothing to correlate.
+    NaN when fewer than two images have weight or one side is constant: no order, nothing to correlate. (Asked of the
+    values: the mean of equal ranks may miss them by a rounding, and noise would be correlated.)
     """
-    weight_N = weight_N.double()
+    x_N, y_N, weight_N = (v_N[weight_N > 0] for v_N in (x_N, y_N, weight_N.double()))
+    if torch.unique(x_N).numel() < 2 or torch.unique(y_N).numel() < 2:
+        return weight_N.new_full((), torch.nan)
     rank_x_N, rank_y_N = weighted_ranks(x_N, weight_N), weighted_ranks(y_N, weight_N)
     rank_x_N = rank_x_N - weighted_mean(rank_x_N, weight_N)
     rank_y_N = rank_y_N - weighted_mean(rank_y_N, weight_N)
     covariance = (weight_N * rank_x_N * rank_y_N).sum()
     spread = ((weight_N * rank_x_N.square()).sum() * (weight_N * rank_y_N.square()).sum()).sqrt()
-    return torch.where(spread > 0, covariance / spread, torch.nan)
+    return covariance / spread
 
 
 class DebiasedEma:

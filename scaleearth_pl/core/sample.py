@@ -7,6 +7,8 @@ no pairs refuses one by that field, instead of showing half of it.
 """
 
 import json
+import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -14,6 +16,8 @@ from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.core.gsd import Provenance, Tier, check_gsd_m
 
 SAMPLE_SCHEMA = "scaleearth-sample/1"
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 MAX_IMAGES = 8
 """Images of one sample at most: a change pair has two, a short time series a few more."""
@@ -40,6 +44,12 @@ class Question:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise SampleError("question field must be non-empty text", field=name, value=value)
+        if self.options is not None and not _are_texts(self.options):
+            raise SampleError("options must be a list of texts", field="options", value=self.options)
+        if self.turns is not None and not (
+            isinstance(self.turns, tuple) and all(_are_texts(turn) and len(turn) == 2 for turn in self.turns)
+        ):
+            raise SampleError("turns must be pairs of texts, question and answer", field="turns", value=self.turns)
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Self:
@@ -47,7 +57,7 @@ class Question:
         _refuse_unknown(row, cls, "qas")
         row = dict(row)
         for name in ("options", "turns"):
-            if row.get(name) is not None:
+            if isinstance(row.get(name), list):
                 row[name] = tuple(tuple(x) if isinstance(x, list) else x for x in row[name])
         return cls(**row)
 
@@ -102,12 +112,31 @@ class Sample:
             check_gsd_m(self.gsd_m_native, field="gsd_m_native")
         if self.gsd_provenance is Provenance.IMPRECISE and self.gsd_sigma_log10 is None:
             raise SampleError("imprecise GSD needs its sigma in decades", field="gsd_sigma_log10", value=None)
+        if self.gsd_sigma_log10 is not None and not _is_sigma(self.gsd_sigma_log10):
+            raise SampleError(
+                "sigma must be a finite number of decades, at least 0",
+                field="gsd_sigma_log10",
+                value=self.gsd_sigma_log10,
+            )
         if (self.tier is Tier.UNKNOWN) != (self.gsd_m_native is None):
             raise SampleError("tier does not fit the GSD", field="tier", value=str(self.tier))
         if type(self.n_images) is not int or not 1 <= self.n_images <= MAX_IMAGES:
             raise SampleError(f"a sample has 1 to {MAX_IMAGES} images", field="n_images", value=self.n_images)
         if not self.qas:
             raise SampleError("empty question list", field="qas", value=self.image_id)
+        self._check_types()
+
+    def _check_types(self) -> None:
+        for name in ("source", "split", "image_id"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise SampleError("must be non-empty text", field=name, value=getattr(self, name))
+        for name in ("width", "height"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise SampleError("must be a positive number of pixels", field=name, value=getattr(self, name))
+        if self.place_id is not None and not isinstance(self.place_id, str):
+            raise SampleError("must be text or null", field="place_id", value=self.place_id)
+        if self.has_scale_cue is not None and not isinstance(self.has_scale_cue, bool):
+            raise SampleError("must be true, false or null", field="has_scale_cue", value=self.has_scale_cue)
 
     @property
     def sigma_log10(self) -> float | None:
@@ -118,8 +147,11 @@ class Sample:
     def from_json(cls, text: str | bytes) -> Self:
         """Parses and validates; raises `SampleError` or `GsdError` naming field and value."""
         try:
+            text = text if isinstance(text, str) else text.decode("utf-8-sig")
             row = json.loads(text)
-        except ValueError as error:
+            if _SURROGATE.search(text):
+                json.dumps(row, ensure_ascii=False).encode()  # raises for half a character, which no tokenizer takes
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"sample JSON does not parse: {error}") from error
         if not isinstance(row, dict):
             raise SampleError("sample JSON is not an object", value=type(row).__name__)
@@ -140,6 +172,14 @@ class Sample:
         if self.n_images == 1:
             del row["n_images"]
         return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
+
+
+def _is_sigma(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _refuse_unknown(row: dict[str, Any], cls: type, where: str) -> None:

@@ -9,6 +9,7 @@ and is valid for another number of workers or ranks. A checkpoint of another cor
 `global_step` must therefore advance by exactly one per batch: a training step that skips its update has to count it.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,8 @@ import lightning.pytorch as pl
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.agreement import agreed_budget, refuse_different_plans
 from scaleearth_pl.data.controls import Controls
-from scaleearth_pl.data.packing import auto_token_budget
 from scaleearth_pl.data.plan import PlanSettings
 from scaleearth_pl.data.processor import GSD_TEXT_RESERVE, GsdText, Processor
 from scaleearth_pl.data.shards import ShardIndex
@@ -112,6 +113,9 @@ class GeoScaleDataModule(pl.LightningDataModule):
         )
         if limit_images is not None and limit_images < 1:
             raise ConfigError("must be at least 1 or null", field="limit_images", value=limit_images)
+        if num_workers < 0 or not 0 < loader_timeout_s < math.inf:
+            field, value = "num_workers, loader_timeout_s", (num_workers, loader_timeout_s)
+            raise ConfigError("must be at least 0 workers and a time above 0 seconds", field=field, value=value)
         self.tokenizer, self.tiny_vocab_size = tokenizer, tiny_vocab_size
         self.micro_token_budget, self.gsd_text = micro_token_budget, gsd_text
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
@@ -175,14 +179,15 @@ class GeoScaleDataModule(pl.LightningDataModule):
         """Checks shard sizes, plans the splits of this stage, and agrees on the micro-batch budget.
 
         Raises:
-            ScaleEarthError: of the kind that says what is wrong with corpus or settings.
+            ScaleEarthError: of the kind that says what is wrong with corpus or settings, or between ranks.
         """
         kinds = [kind for kind in KINDS_OF_STAGE[stage] if self.splits[kind]]
-        self._agree_on_budget()
+        self._budget = agreed_budget(self.trainer, self.micro_token_budget)
         for kind in kinds:
             self.index.check_files(self.splits[kind])
             self.split_plan(kind)
             self._schedule(kind)
+        refuse_different_plans(self.trainer, {kind: self.split_plan(kind).lengths.facts for kind in kinds})
         if "train" in kinds:
             self._check_restored()
 
@@ -253,7 +258,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         return state_of(
             self.settings,
             index_hash=self.index.hash,
-            lengths_key=self._plans["train"].lengths.key,
+            lengths=self._plans["train"].lengths,
             limit_images=self.limit_images,
             controls=self.controls,
         )
@@ -272,19 +277,11 @@ class GeoScaleDataModule(pl.LightningDataModule):
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return rank if self._rank is None else self._rank, world_size if self._world_size is None else self._world_size
 
-    def _agree_on_budget(self) -> None:
-        if self.micro_token_budget != "auto":
-            self._budget = int(self.micro_token_budget)
-            return
-        self._budget = auto_token_budget()
-        if self.trainer is not None and self.trainer.world_size > 1:  # all ranks run equally many micro-batches
-            self._budget = int(self.trainer.strategy.broadcast(self._budget))
-
     def _schedule(self, kind: Kind) -> TrainSchedule | EvalSchedule:
         if self._budget is None:
-            self._agree_on_budget()
+            self._budget = agreed_budget(self.trainer, self.micro_token_budget)
         return self.split_plan(kind).schedule(
-            world_size=self._ranks()[1], budget=self._budget or 0, auto=self.micro_token_budget == "auto"
+            world_size=self._ranks()[1], budget=self._budget, auto=self.micro_token_budget == "auto"
         )
 
     def _loader(self, kind: Kind) -> StepLoader:

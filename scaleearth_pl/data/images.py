@@ -61,7 +61,7 @@ def decode_rgb(data: bytes, ext: str, *, size: tuple[int, int], where: str) -> I
         )
     if image.mode not in _EIGHT_BIT_MODES:
         raise SampleError(
-            "image is not 8-bit",
+            "image is not 8-bit RGB, grey or palette",
             file=where,
             field="mode",
             value=image.mode,

@@ -5,7 +5,8 @@ measures anew and `index.json` stays free of tokenizers. The GSD text of baselin
 lengths: `GSD_TEXT_RESERVE` tokens are added by the plan in every variant, so that compared variants read the same plan.
 
 A sample that cannot be read (altered bytes, a GSD that is none, a forged special token) has no length: it is listed
-with its reason and never planned. The list is part of the sidecar: all ranks and all resumed runs plan alike.
+with its reason and never planned. The list is part of the sidecar, and its hash part of what a checkpoint remembers and
+ranks compare: a sidecar that was measured anew, or on another node, might list other samples, which is another plan.
 
 Legend: R rows (images) of the split, Q their questions in order.
 """
@@ -15,13 +16,15 @@ import io
 import json
 import logging
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaleearth_pl.core.errors import GsdError, SampleError
+from scaleearth_pl.core.errors import GsdError, IndexSchemaError, SampleError
 from scaleearth_pl.data.processor import Processor
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
@@ -47,22 +50,38 @@ class Lengths:
         """Questions of each row."""
         return np.diff(self.first_Q)
 
+    @property
+    def rejected_hash(self) -> str:
+        """Identifies the samples that were left out; empty where there are none."""
+        rows = [row for row, _ in self.rejected]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16] if rows else ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ranks must have in common to plan alike."""
+        return {"lengths_key": self.key, "rejected_samples": len(self.rejected), "rejected_hash": self.rejected_hash}
+
 
 def lengths_of(index: ShardIndex, splits: tuple[str, ...], processor: Processor, cache: Path) -> Lengths:
     """The lengths of these splits, from the sidecar if it exists, else measured and kept.
 
     Raises:
         ShardError: a shard is missing or cut.
-        IndexSchemaError: the corpus has no such split.
+        IndexSchemaError: the corpus has no such split, or the sidecar is damaged.
     """
     text = "|".join([LENGTHS_SCHEMA, index.hash, processor.lengths_key, *splits])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache / f"lengths-{key}.npz"
     if not path.exists():
         _save(path, measure(index, index.rows(splits), processor, key))
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in ("rows", "prefix_R", "first_Q", "branch_Q", "supervised_Q")}
-        rejected = tuple((int(row), str(reason)) for row, reason in json.loads(str(stored["rejected"])))
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("rows", "prefix_R", "first_Q", "branch_Q", "supervised_Q")}
+            rejected = tuple((int(row), str(reason)) for row, reason in json.loads(str(stored["rejected"])))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise IndexSchemaError(
+            f"token lengths do not load: {error!r}", file=path, remedy="delete the file, it is measured anew"
+        ) from error
     for row, reason in rejected:
         log.warning("not planned: %s: %s (listed in %s)", index.where(row), reason, path)
     return Lengths(key=key, rejected=rejected, **arrays)

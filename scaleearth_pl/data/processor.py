@@ -8,7 +8,7 @@ Prefix and branch, prompt and answer are tokenised apart, so that what is traine
 decoding meets. The image is resized to multiples of `patch_size * merge_size` by rounding *down*: enlarging invents
 detail and would falsify the GSD's meaning, so it happens only to reach `min_pixels`, and is counted. (Hugging Face's
 `smart_resize` rounds to the nearest multiple; equal for sizes that are multiples already.) Patches and normalisation
-are those of `Qwen2VLImageProcessorPil`, which needs no torchvision.
+are those of `Qwen2VLImageProcessorPil`, bit for bit, at a fraction of its time: bytes are cut first and looked up then.
 
 Legend: P patches, D = 3 * 2 * patch_size^2 numbers per patch.
 """
@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
@@ -37,6 +40,12 @@ GSD_TEXT_RESERVE = 16
 
 MAX_ASPECT = 200
 """Longest over shortest side; beyond it Qwen's vision tower is undefined."""
+
+MEAN, STD, FRAMES = 0.5, 0.5, 2
+"""Qwen3-VL's normalisation, the same for the three channels, and the frames of a patch: an image is its own second."""
+
+# What becomes of each of the 256 grey values, in the order of operations (and roundings) of Hugging Face.
+_NORMALISED = (((np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)) - np.float32(MEAN)) / np.float32(STD)
 
 
 def gsd_prompt(gsd_m: float | None, style: GsdText) -> str:
@@ -109,15 +118,6 @@ class Processor:
         self.tokenizer, self.min_pixels, self.max_pixels = tokenizer, min_pixels, max_pixels
         self.merge_size, self.patch_size, self.gsd_text = merge_size, patch_size, gsd_text
         self._text = TextEncoder(tokenizer)
-        self._vision = {
-            "patch_size": patch_size,
-            "merge_size": merge_size,
-            "temporal_patch_size": 2,
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-            "do_resize": False,
-        }
-        self._image_processor = Qwen2VLImageProcessorPil(**self._vision)
         self._start = (self._text.id_of("<|im_start|>"), *self._text.encode("user\n"))
         self._turn = (self._text.id_of("<|im_end|>"), *self._text.encode("\n"), self._text.id_of("<|im_start|>"))
         self.end_id = self._text.id_of("<|im_end|>")
@@ -141,7 +141,11 @@ class Processor:
         """Writes tokenizer and image processor beside a model, as Hugging Face files."""
         self.tokenizer.save_pretrained(str(folder))
         saved = Qwen2VLImageProcessorPil(
-            **{**self._vision, "do_resize": True},
+            patch_size=self.patch_size,
+            merge_size=self.merge_size,
+            temporal_patch_size=FRAMES,
+            image_mean=[MEAN] * 3,
+            image_std=[STD] * 3,
             size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
         )
         saved.save_pretrained(str(folder))
@@ -163,10 +167,11 @@ class Processor:
             )
         shrink = math.sqrt(max(1.0, width * height / self.max_pixels))
         seen = self._down(width / shrink), self._down(height / shrink)
-        if seen[0] * seen[1] >= self.min_pixels:
+        if shrink > 1 or seen[0] * seen[1] >= self.min_pixels:
             return seen
         grow = math.sqrt(max(1.0, self.min_pixels / (width * height)))
-        return self._up(width * grow), self._up(height * grow)
+        enlarged = self._up(width * grow), self._up(height * grow)
+        return enlarged if enlarged[0] * enlarged[1] <= self.max_pixels else seen
 
     def n_image_tokens(self, width: int, height: int) -> int:
         """Visual tokens of an image of this native size."""
@@ -174,12 +179,11 @@ class Processor:
         return seen[0] * seen[1] // self.factor**2
 
     def image(self, image: Image.Image) -> ProcessedImage:
-        """Resizes once (bicubic with anti-aliasing) and cuts into normalised float32 patches."""
+        """Resizes an RGB image once (bicubic with anti-aliasing) and cuts it into normalised float32 patches."""
         seen = self.seen_size(*image.size)
         resized = image if seen == image.size else image.resize(seen, Image.Resampling.BICUBIC)
-        output = self._image_processor.preprocess(resized, return_tensors="pt")
         return ProcessedImage(
-            pixel_values_PD=output["pixel_values"],
+            pixel_values_PD=torch.from_numpy(_patches(np.asarray(resized), self.patch_size, self.merge_size)),
             grid=(1, seen[1] // self.patch_size, seen[0] // self.patch_size),
             seen_size=seen,
             upsampled=seen[0] > image.width or seen[1] > image.height,
@@ -233,3 +237,14 @@ class Processor:
                     value=gsd_prompt(gsd_m, self.gsd_text),
                     remedy="use a tokenizer that was trained on it (tokenizer: tiny does)",
                 )
+
+
+def _patches(pixels_HWC: NDArray[np.uint8], patch_size: int, merge_size: int) -> NDArray[np.float32]:
+    """Patches [P, D] in Qwen's order: merged groups row by row, inside a group row by row; D = channel, frame, y, x."""
+    height, width, channels = pixels_HWC.shape
+    side = patch_size * merge_size
+    cut = pixels_HWC.reshape(height // side, merge_size, patch_size, width // side, merge_size, patch_size, channels)
+    grouped = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+    frames = np.broadcast_to(grouped, (*grouped.shape[:5], FRAMES, *grouped.shape[6:]))
+    patches_PD: NDArray[np.float32] = _NORMALISED[frames.reshape(-1, channels * FRAMES * patch_size**2)]
+    return patches_PD

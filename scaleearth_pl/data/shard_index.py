@@ -189,8 +189,8 @@ class ShardIndex:
 
     def verify(self) -> None:
         """Full check of every shard against its SHA-256; `ShardError` names the first that differs."""
+        self.check_files(self.splits)
         for shard in self.shards:
-            self.check_files((shard.split,))
             with open(self.root / shard.file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != shard.sha256:
@@ -225,6 +225,9 @@ def _check_columns(root: Path, entry: dict[str, Any]) -> int:
         raise IndexSchemaError(
             "member size is impossible", file=path, field=entry["file"], value=(min(sizes), max(sizes))
         )
+    offsets = [*samples["image_offset"], *samples["json_offset"], *(image.offset for image in later)]
+    if offsets and min(offsets) < 0:
+        raise IndexSchemaError("member offset is impossible", file=path, field=entry["file"], value=min(offsets))
     return lengths["key"]
 
 

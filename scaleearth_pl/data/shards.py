@@ -94,7 +94,11 @@ class ShardReader:
         )
 
     def _bytes(self, row: int, kind: str, offset: int, size: int, crc32: int) -> bytes:
-        data = os.pread(self._handle(int(self.index.shard_of_row[row])), size, offset)
+        handle = self._handle(int(self.index.shard_of_row[row]))
+        try:
+            data = os.pread(handle, size, offset)
+        except OSError as error:  # a bad sector costs a sample; a lost disk is a row of them (quarantine.py)
+            raise SampleError(f"{kind} member cannot be read: {error.strerror}", file=self.index.where(row)) from error
         if len(data) != size or zlib.crc32(data) != crc32:
             raise SampleError(
                 f"{kind} member is cut or altered",
@@ -115,9 +119,16 @@ class ShardReader:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise ShardError(f"shard cannot be opened: {error.strerror}", file=path) from error
+            try:
+                check_size(path, os.fstat(handle).st_size, record)
+            except ShardError:
+                os.close(handle)
+                raise
             self._handles[shard] = handle
-            check_size(path, os.fstat(handle).st_size, record)
         return self._handles[shard]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"index": self.index, "_handles": {}}
+
+    def __del__(self) -> None:
+        self.close()

@@ -145,17 +145,17 @@ class SplitPlan:
         }
 
     def _by_tier(self) -> dict[str, dict[str, float]]:
-        items, weights = self.items, self.settings.tier_weights or {}
+        items, weight_of_row = self.items, self.plan.mixture.weight_of_row if self.plan else {}
         tiers = np.array([str(self.index.tier_of_row(row)) for row in items.row_N.tolist()])
         return {
             str(tier): {
-                "images": len(np.unique(items.row_N[tiers == tier])),
+                "images": len(rows),
                 "questions": int((items.last_N - items.first_N)[tiers == tier].sum()),
                 "tokens": int(items.cost_N[tiers == tier].sum()),
-                "readings_per_epoch": weights.get(str(tier), 1.0) if self.plan else 1.0,
+                "readings_per_epoch": sum(weight_of_row.get(row, 1.0) for row in rows) / len(rows),
             }
             for tier in Tier
-            if (tiers == tier).any()
+            if (rows := np.unique(items.row_N[tiers == tier]).tolist())
         }
 
     def _padding(self, schedule: TrainSchedule | EvalSchedule) -> dict[str, float]:

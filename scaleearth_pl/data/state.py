@@ -9,24 +9,27 @@ from typing import Any
 
 from scaleearth_pl.core.errors import CheckpointError
 from scaleearth_pl.data.controls import Controls
+from scaleearth_pl.data.lengths import Lengths
 from scaleearth_pl.data.plan import PlanSettings
 
 STATE_SCHEMA = "scaleearth-data/1"
 
 
 def state_of(
-    settings: PlanSettings, *, index_hash: str, lengths_key: str, limit_images: int | None, controls: Controls | None
+    settings: PlanSettings, *, index_hash: str, lengths: Lengths, limit_images: int | None, controls: Controls | None
 ) -> dict[str, Any]:
     """Everything the order depends on, as plain values that `weights_only` loading accepts.
 
-    Controls are named only where they are set, so that the state of every other run is what it always was.
+    Controls and samples that could not be measured are named only where there are some, so that the state of every other
+    run is what it always was.
     """
     return {
         "schema": STATE_SCHEMA,
         "index_hash": index_hash,
-        "lengths_key": lengths_key,
+        "lengths_key": lengths.key,
         "limit_images": limit_images,
         **asdict(settings),
+        **({"rejected_samples": lengths.rejected_hash} if lengths.rejected else {}),
         **({"controls": asdict(controls)} if controls and controls != Controls() else {}),
     }
 

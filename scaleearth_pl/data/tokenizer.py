@@ -6,7 +6,8 @@ ties in BPE are broken by the library's own order. It is trained on every split 
 stage 2 of one corpus must speak the same ids) plus the texts and digits of the GSD prompt, so that baseline B3 is not
 spelt byte by byte.
 
-`load_tokenizer` caches by content: the folder is written beside its final place and renamed, so several ranks may race.
+`cached_tiny_tokenizer` keeps it by the hash of what decides it: the folder is written beside its final place and
+renamed, so several ranks may race.
 """
 
 import hashlib

@@ -196,6 +196,14 @@ def test_spearman_equals_scipy_with_ties():
     assert math.isnan(weighted_spearman(torch.ones(5), torch.arange(5.0), torch.ones(5)))
 
 
+def test_a_head_that_is_always_equally_sure_has_no_rank_correlation():
+    generator = torch.Generator().manual_seed(3)
+    for n in range(2, 40):
+        weight, error = torch.rand(n, generator=generator), torch.rand(n, generator=generator)
+        assert math.isnan(weighted_spearman(torch.full((n,), 0.3), error, weight))
+        assert math.isnan(weighted_spearman(error, torch.full((n,), 0.3), weight))
+
+
 def test_spearman_weights_are_repetitions():
     x, y = torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 5.0, 2.0])
     repeats = torch.tensor([1, 3, 2, 1])

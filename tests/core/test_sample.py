@@ -48,6 +48,15 @@ def test_sigma_falls_back_to_the_provenance():
         ({"gsd_provenance": Provenance.IMPRECISE}, "gsd_sigma_log10"),
         ({"schema": "scaleearth-sample/0"}, "schema"),
         ({"tier": Tier.UNKNOWN}, "tier"),
+        ({"gsd_sigma_log10": float("nan")}, "gsd_sigma_log10"),
+        ({"gsd_sigma_log10": -0.1}, "gsd_sigma_log10"),
+        ({"gsd_sigma_log10": "0.1"}, "gsd_sigma_log10"),
+        ({"width": 0}, "width"),
+        ({"height": 64.0}, "height"),
+        ({"image_id": 7}, "image_id"),
+        ({"split": ""}, "split"),
+        ({"place_id": 7}, "place_id"),
+        ({"has_scale_cue": "false"}, "has_scale_cue"),
     ],
 )
 def test_contradictions_name_their_field(changes, field):
@@ -57,7 +66,15 @@ def test_contradictions_name_their_field(changes, field):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"nonsense": 1}', sample().to_json().replace('"exact"', '"sure"')],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"nonsense": 1}',
+        sample().to_json().replace('"exact"', '"sure"'),
+        "[" * 100_000,
+        sample().to_json().replace('"Is there a road?"', r'"half \ud83d a character"'),
+    ],
 )
 def test_broken_json_is_a_sample_error(text):
     with pytest.raises(SampleError):
@@ -67,3 +84,28 @@ def test_broken_json_is_a_sample_error(text):
 def test_empty_answers_are_refused():
     with pytest.raises(SampleError, match="answer"):
         Question(id="0", type="t", family="f", question="q", answer=" ")
+
+
+def test_whole_characters_beyond_the_basic_plane_are_text():
+    text = sample().to_json()
+    assert (
+        Sample.from_json(text.replace('"Is there a road?"', r'"\ud83d\ude00"')).qas[0].question == "\N{GRINNING FACE}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("options", "yes"),
+        ("options", [1, 2]),
+        ("options", [["yes", "no"]]),
+        ("turns", [["a question without its answer"]]),
+        ("turns", ["ab"]),
+        ("turns", [["how many?", 2]]),
+    ],
+)
+def test_options_are_texts_and_turns_are_pairs(name, value):
+    row = json.loads(sample().to_json())
+    row["qas"][0][name] = value
+    with pytest.raises(SampleError, match=name):
+        Sample.from_json(json.dumps(row))

@@ -9,9 +9,11 @@ import pytest
 import torch
 from fakes.corpus import fake_sample, make_fake_corpus, random_image
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, QuarantineLimitError, ShardError
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.prepare.write import ShardWriter
 
 ARGS = {"global_batch_tokens": 600, "micro_token_budget": 600, "max_branches": 4, "min_pixels": 1024}
@@ -216,6 +218,18 @@ def test_the_report_counts_what_is_planned_and_dropped(corpus):
     assert dm.plan_report()["dropped_questions"] == 0
 
 
+def test_the_report_counts_readings_by_tier_and_source(corpus):
+    dm = module(corpus, tier_weights={"low": 2.0}, source_weights={"fake": 3.0}).setup_for(0, 1)
+    by_tier = dm.plan_report()["by_tier"]
+    assert {tier: row["readings_per_epoch"] for tier, row in by_tier.items()} == {"high": 3, "mid": 3, "low": 6}
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"loader_timeout_s": 0.0}, {"loader_timeout_s": float("inf")}])
+def test_a_loader_that_could_wait_for_ever_is_refused(corpus, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        module(corpus, **wrong)
+
+
 def test_a_cut_shard_stops_before_step_0(corpus, tmp_path):
     root = shutil.copytree(corpus, tmp_path / "c")
     path = next((root / "train").rglob("*.tar"))
@@ -257,3 +271,60 @@ def test_bad_json_found_while_measuring_counts_against_the_share(corpus, tmp_pat
     report = module(root, max_bad_share=0.1).setup_for(0, 1).plan_report()
     assert report["quarantined_images"] == 1
     assert report["images"] == 11
+
+
+@pytest.fixture
+def rotten(corpus, tmp_path):
+    """The corpus with one JSON member altered on the disk, and nothing derived from it yet."""
+    root = shutil.copytree(corpus, tmp_path / "rotten", ignore=shutil.ignore_patterns("lengths-*"))
+    index = ShardIndex.load(root)
+    row = int(index.rows(("train",))[0])
+    path = root / index.shards[index.shard_of_row[row]].file
+    data = bytearray(path.read_bytes())
+    data[int(index.number["json_offset"][row])] ^= 1
+    path.write_bytes(data)
+    return root
+
+
+def test_a_resumed_run_that_could_measure_fewer_samples_is_refused(corpus, rotten):
+    whole = module(corpus, max_bad_share=0.1).setup_for(0, 1)
+    holed = module(rotten, max_bad_share=0.1).setup_for(0, 1)
+    assert holed.index.hash == whole.index.hash
+    assert [*holed.split_plan("train").plan.step_items(0)] != [*whole.split_plan("train").plan.step_items(0)]
+    for saved, now in ((whole, holed), (holed, whole)):
+        with pytest.raises(CheckpointError, match="rejected_samples"):
+            now.load_state_dict(saved.state_dict())
+    holed.load_state_dict(holed.state_dict())
+
+
+class TwoRanks:
+    """What a trainer of two ranks lets a datamodule see, and the other rank's word."""
+
+    world_size, global_rank, state = 2, 0, TrainerState(fn=TrainerFn.FITTING)
+
+    def __init__(self, first=None, others_agree=True):
+        self.strategy, self.first, self.others_agree = self, first, others_agree
+
+    def broadcast(self, facts):
+        self.facts = facts
+        return self.first or facts
+
+    def reduce_boolean_decision(self, decision, all=True):
+        return decision and self.others_agree
+
+
+def set_up_as(trainer, root):
+    dm = module(root, max_bad_share=0.1)
+    dm.trainer = trainer
+    dm.prepare_data()
+    dm.setup("fit")
+    return trainer.facts
+
+
+def test_ranks_whose_copies_differ_are_refused_on_every_rank(corpus, rotten):
+    facts = set_up_as(TwoRanks(), corpus)
+    assert set_up_as(TwoRanks(first=facts), corpus) == facts
+    with pytest.raises(ShardError, match="train"):
+        set_up_as(TwoRanks(first=facts), rotten)
+    with pytest.raises(ShardError, match="another rank"):
+        set_up_as(TwoRanks(others_agree=False), corpus)

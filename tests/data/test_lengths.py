@@ -3,6 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
+from scaleearth_pl.core.errors import IndexSchemaError
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
 from scaleearth_pl.data.lengths import lengths_of
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
@@ -56,3 +57,14 @@ def test_unreadable_samples_are_listed_not_planned(made, fake_corpus, tmp_path):
         assert 0 not in lengths.rows
         assert [row for row, _ in lengths.rejected] == [0]
         assert "altered" in lengths.rejected[0][1]
+
+
+def test_a_damaged_sidecar_says_what_to_do(made, tmp_path):
+    index, processor, _ = made
+    lengths_of(index, ("val",), processor, tmp_path)
+    (path,) = tmp_path.glob("lengths-*.npz")
+    whole = path.read_bytes()
+    for n_bytes in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(IndexSchemaError, match="delete the file"):
+            lengths_of(index, ("val",), processor, tmp_path)

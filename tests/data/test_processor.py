@@ -45,6 +45,19 @@ def test_patches_are_those_of_hugging_face(processor):
         assert worst == 0 if ours.seen_size == size else worst < 4 / 255
 
 
+def test_the_limit_of_pixels_holds_where_the_minimum_is_near_it(tokenizer):
+    # 64 x 64 and 96 x 64 tokens' worth of pixels: rounding down leaves less than the minimum at most proportions.
+    for least, most in [(4096, 4096), (4096, 6000), (65_536, 65_536), (50_000, 65_536)]:
+        near = Processor(tokenizer, min_pixels=least, max_pixels=most)
+        for width, height in np.random.default_rng(0).integers(40, 2000, (300, 2)).tolist():
+            seen = near.seen_size(width, height)
+            if min(seen) > 32:  # a narrower side cannot be reduced further
+                assert seen[0] * seen[1] <= most
+            if width * height >= most and min(seen) > 32:
+                assert seen[0] <= width
+                assert seen[1] <= height
+
+
 def test_sizes_are_multiples_never_enlarged_but_to_the_minimum(processor):
     rng = np.random.default_rng(0)
     for width, height in rng.integers(10, 2000, (500, 2)).tolist():

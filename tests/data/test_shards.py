@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import pickle
 import shutil
 
@@ -48,8 +50,10 @@ def test_every_cut_is_detected_before_the_first_read(corpus):
         path.write_bytes(whole[:cut])
         with pytest.raises(ShardError, match="size"):
             index.check_files((index.shards[0].split,))
-        with pytest.raises(ShardError, match="size"):
-            ShardReader(index).read(0)
+        reader = ShardReader(index)
+        for _ in range(2):  # whoever goes on after the error is told again
+            with pytest.raises(ShardError, match="size"):
+                reader.read(0)
     path.unlink()
     with pytest.raises(ShardError, match="missing"):
         index.check_files((index.shards[0].split,))
@@ -92,6 +96,7 @@ def test_a_gsd_outside_the_tier_of_its_shard_is_refused(corpus):
         (("shards", 0, "samples", "ext", 0), "pkl", "extension"),
         (("shards", 0, "samples", "image_size", 0), 2**40, "size"),
         (("shards", 0, "samples", "json_size", 0), 0, "size"),
+        (("shards", 0, "samples", "json_offset", 0), -512, "offset"),
         (("shards", 0, "samples", "width", 0), None, "parse"),
     ],
 )
@@ -120,3 +125,20 @@ def test_many_shards_need_few_handles(tmp_path, monkeypatch):
     for row in [*range(24), 0, 5]:
         reader.read(row)
     assert len(reader._handles) == 2
+
+
+def test_a_reader_that_is_gone_holds_no_files(fake_corpus):
+    index = ShardIndex.load(fake_corpus)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        ShardReader(index).read(0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_disk_that_fails_costs_the_sample(fake_corpus, monkeypatch):
+    def broken(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("scaleearth_pl.data.shards.os.pread", broken)
+    with pytest.raises(SampleError, match="cannot be read: Input/output error"):
+        ShardReader(ShardIndex.load(fake_corpus)).read(0)

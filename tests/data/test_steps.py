@@ -1,3 +1,5 @@
+import os
+import resource
 import shutil
 from collections import Counter
 from dataclasses import fields
@@ -154,6 +156,18 @@ def test_validation_asks_every_question_once_in_order(corpus, world_size):
     ]
     assert asked == expected
     assert len(asked) == int(index.number["n_questions"][index.rows(("val",))].sum())
+
+
+def test_a_step_of_many_micro_batches_needs_few_open_files(corpus):
+    dm = module(corpus, global_batch_tokens=1_000_000, micro_token_budget=300, num_workers=1, loader_timeout_s=20.0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 80, limits[1]))
+    try:
+        (step,) = dm.train_dataloader()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(step.micro) > 20
+    assert same_step(step, dm.step_batch(0))
 
 
 def damage(root, rows):

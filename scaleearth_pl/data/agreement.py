@@ -1,0 +1,36 @@
+"""What all ranks must agree on before the first step: one budget of tokens, one plan.
+
+Nothing else is exchanged: each rank computes the plan by itself, from its own copy of the corpus. Where the copies differ (a
+member rotted on one node's disk, so that its sample was left out there), ranks would read different orders, in silence,
+and wait for each other where their numbers of micro-batches differ.
+"""
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+from scaleearth_pl.core.errors import ShardError
+from scaleearth_pl.data.packing import auto_token_budget
+
+
+def agreed_budget(trainer: pl.Trainer | None, micro_token_budget: int | Literal["auto"]) -> int:
+    """Tokens of a micro-batch: as stated, or rank 0's answer to "auto", so that all run equally many."""
+    if micro_token_budget != "auto":
+        return int(micro_token_budget)
+    budget = auto_token_budget()
+    return budget if trainer is None or trainer.world_size == 1 else int(trainer.strategy.broadcast(budget))
+
+
+def refuse_different_plans(trainer: pl.Trainer | None, facts: dict[str, Any]) -> None:
+    """`ShardError`, on every rank, unless all have these facts of their plans (by name) in common."""
+    if trainer is None or trainer.world_size == 1:
+        return
+    first: dict[str, Any] = trainer.strategy.broadcast(facts)
+    if not trainer.strategy.reduce_boolean_decision(facts == first, all=True):
+        differing = next((name for name in facts if facts[name] != first.get(name)), None)
+        raise ShardError(
+            "ranks would read different plans",
+            field=differing,
+            value=(first.get(differing), facts.get(differing)) if differing else "differs on another rank",
+            remedy="give every node the same shards, and delete the caches of token lengths",
+        )
