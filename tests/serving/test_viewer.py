@@ -54,7 +54,8 @@ frame.onload = async () => {
   frame.contentWindow.focus(); thumb.focus();
   const reached = doc.activeElement === thumb;
   thumb.click(); await wait(50); await ready(doc); note(doc, "thumb");
-  Object.assign(seen.at(-1), { reached, picture: doc.getElementById("picture").getAttribute("src"), slider: doc.getElementById("gsd").getAttribute("aria-valuetext") });
+  const attribute = (id, name) => doc.getElementById(id).getAttribute(name);
+  Object.assign(seen.at(-1), { reached, picture: attribute("picture", "src"), slider: attribute("gsd", "aria-valuetext") });
   document.getElementById("seen").textContent = JSON.stringify(seen);
 };
 </script>"""
