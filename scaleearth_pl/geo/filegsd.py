@@ -11,10 +11,13 @@ from pathlib import Path
 from scaleearth_pl.core.errors import GsdError
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage, resolve
 from scaleearth_pl.geo.crs import earth_crs, is_other_planet
-from scaleearth_pl.geo.ground import measure_pixel
+from scaleearth_pl.geo.ground import measure_pixel, moved
 from scaleearth_pl.geo.names import Size, name_candidates
 from scaleearth_pl.geo.rasterfile import RasterHeader, read_header
 from scaleearth_pl.geo.sidecars import Sidecars, read_sidecars
+
+Window = tuple[int, int, int, int]
+"""Column, row, width, height in pixels of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +30,31 @@ class FileEvidence:
     veto: str | None
 
 
-def gsd_of_file(path: Path, *, assumed_crs: str | None = None) -> Resolution:
+def gsd_of_file(path: Path, *, assumed_crs: str | None = None, window: Window | None = None) -> Resolution:
     """The native GSD of an image file.
 
     Args:
         path: a raster that `rasterfile` can open.
         assumed_crs: the user's word for files that have a transform and no CRS, such as "EPSG:32631".
+        window: measure in the middle of this part, not of the whole.
 
     Raises:
         SampleError: the file cannot be read. A readable file without GSD is not an error: its `gsd_m` is None.
     """
-    evidence = file_evidence(path, assumed_crs=assumed_crs)
+    evidence = file_evidence(path, assumed_crs=assumed_crs, window=window)
     return resolve(evidence.candidates, notes=evidence.notes, veto=evidence.veto)
 
 
-def file_evidence(path: Path, *, assumed_crs: str | None = None, name: str | None = None) -> FileEvidence:
+def file_evidence(
+    path: Path, *, assumed_crs: str | None = None, name: str | None = None, window: Window | None = None
+) -> FileEvidence:
     """Gathers the candidates of a file; arguments and errors as `gsd_of_file`.
 
     Args:
         path: a raster that `rasterfile` can open.
         assumed_crs: as in `gsd_of_file`.
         name: the original stem, where the file was renamed on the way here.
+        window: as in `gsd_of_file`.
     """
     header = read_header(path)
     sidecars = read_sidecars(path, header.size)
@@ -55,7 +62,7 @@ def file_evidence(path: Path, *, assumed_crs: str | None = None, name: str | Non
     candidates = list(sidecars.candidates)
     crs_text = _crs_text(header, sidecars, assumed_crs, notes)
     veto = "CRS is of another planet: no GSD on Earth" if crs_text and is_other_planet(crs_text) else None
-    measured = None if veto else _measured(header, sidecars, crs_text, notes)
+    measured = None if veto else _measured(header, sidecars, crs_text, window, notes)
     candidates += [measured] if measured else []
     named, name_notes = name_candidates(name or path.stem, header.size)
     notes += name_notes
@@ -75,7 +82,9 @@ def _crs_text(header: RasterHeader, sidecars: Sidecars, assumed: str | None, not
     return assumed
 
 
-def _measured(header: RasterHeader, sidecars: Sidecars, crs_text: str | None, notes: list[str]) -> Candidate | None:
+def _measured(
+    header: RasterHeader, sidecars: Sidecars, crs_text: str | None, window: Window | None, notes: list[str]
+) -> Candidate | None:
     transform = header.transform or sidecars.transform
     if transform is None:
         notes.append(_no_transform(header))
@@ -84,8 +93,9 @@ def _measured(header: RasterHeader, sidecars: Sidecars, crs_text: str | None, no
         notes.append("transform without CRS: its unit is unknown")
         return None
     source = "transform" if header.transform else "worldfile"
+    col, row, *size = window or (0, 0, *header.size)
     try:
-        pixel = measure_pixel(transform, header.size, earth_crs(crs_text))
+        pixel = measure_pixel(moved(transform, col, row), (size[0], size[1]), earth_crs(crs_text))
     except GsdError as error:
         notes.append(f"transform not used: {error}")
         return None

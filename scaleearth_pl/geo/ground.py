@@ -92,6 +92,12 @@ def scaled(transform: Transform, factor_x: float, factor_y: float) -> Transform:
     return a * factor_x, b * factor_y, c, d * factor_x, e * factor_y, f
 
 
+def moved(transform: Transform, col: float, row: float) -> Transform:
+    """The same map under pixels that are counted from (col, row)."""
+    a, b, c, d, e, f = transform
+    return a, b, a * col + b * row + c, d, e, d * col + e * row + f
+
+
 def _edges_m(transform: Transform, col: float, row: float, crs: EarthCrs) -> tuple[float, float]:
     return _edge_m(transform, col, row, 1.0, 0.0, crs), _edge_m(transform, col, row, 0.0, 1.0, crs)
 

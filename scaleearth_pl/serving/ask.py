@@ -30,6 +30,7 @@ from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Answer, Assistant, Prepared, Query
 from scaleearth_pl.serving.images import ImageInput, Window, open_image
 from scaleearth_pl.serving.loading import PRECISIONS
+from scaleearth_pl.serving.query import USER
 from scaleearth_pl.serving.scale import POLICIES, ScaleUsed
 
 IMAGES_AT_ONCE = 64
@@ -150,10 +151,9 @@ def scale_line(scale: ScaleUsed) -> str:
         return f"gate off; {seen}"
     used = f"GSD {scale.gsd_m_file:.4g} m ({scale.source}, {spread(scale.sigma_log10)})"
     read = f"{seen}: {scale.gsd_m:.4g} m, tier {scale.tier}"
-    told = (
-        f"file says {scale.metadata_gsd_m:.4g} m, {scale.provenance}" if scale.metadata_gsd_m else "file says nothing"
-    )
-    parts = [used, read, told]
+    who = "you say" if scale.metadata_source == USER else "file says"
+    told = f"{scale.metadata_gsd_m:.4g} m, {scale.provenance}" if scale.metadata_gsd_m else "nothing"
+    parts = [used, read, f"{who} {told}"]
     if scale.sse_u_gsd_m is not None and scale.sse_u_sigma_log10 is not None:
         per_file = scale.sse_u_gsd_m * scale.gsd_m_file / scale.gsd_m
         parts.append(f"SSE-U reads {per_file:.4g} m ({spread(scale.sse_u_sigma_log10)})")

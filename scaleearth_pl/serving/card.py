@@ -69,20 +69,30 @@ def card_text(name: str, meta: AdapterMeta, run: RunFacts) -> str:
 
 def _head(name: str, meta: AdapterMeta) -> str:
     kinds = {"continuous": "CS-HLoRA", "open": "plain LoRA (baseline)", "bucketed": "bucketed LoRA (baseline)"}
-    return (
-        f"# {name}\n\nA ScaleEarth adapter ({kinds[meta.adapters.gate.kind]}, after arXiv 2605.07562) for questions about "
-        "overhead imagery. The ground sampling distance (GSD) of each image opens or closes each LoRA rank; SSE-U, a "
-        "small head on the vision features, reads that distance where no metadata tells it."
-    )
+    kind = meta.adapters.gate.kind
+    text = f"# {name}\n\nA ScaleEarth adapter ({kinds[kind]}, after arXiv 2605.07562) for questions about overhead imagery."
+    if kind != "open":
+        text += " The ground sampling distance (GSD) of each image opens or closes each LoRA rank."
+    if meta.sse_u is not None:
+        text += " SSE-U, a small head on the vision features, reads the GSD where no metadata tells it."
+    return text
 
 
 def _use(name: str, meta: AdapterMeta) -> str:
     return (
         "## Use\n\n```python\nimport scaleearth_pl\n\n"
         f'earth = scaleearth_pl.load("{name}")\nprint(earth.ask("tile.tif", "How wide is the road?").text)\n```\n\n'
-        "PEFT and servers that speak PEFT read this folder too, but then *all gates are open*: that is another model. "
-        "`scaleearth export FOLDER --gsd-m 0.5 --out DIR` folds the gate at one GSD into an ordinary LoRA for them.\n\n"
+        f"{_peft(meta)}\n\n"
         f"Base: `{meta.base_path}` (weights {meta.base_hash[:12]}), {meta.quantisation} in training."
+    )
+
+
+def _peft(meta: AdapterMeta) -> str:
+    if meta.adapters.gate.kind == "open":
+        return "PEFT and servers that speak PEFT read this folder too: it has no gates."
+    return (
+        "PEFT and servers that speak PEFT read this folder too, but then *all gates are open*: that is another model. "
+        "`scaleearth export FOLDER --gsd-m 0.5 --out DIR` folds the gate at one GSD into an ordinary LoRA for them."
     )
 
 

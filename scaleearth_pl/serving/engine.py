@@ -128,8 +128,8 @@ class Assistant:
         spoof_gsd_m: float | None = None,
     ) -> Answer | list[Answer]:
         """One question gives one answer, a list gives a list; the other arguments as in `Query`."""
-        single = isinstance(question, str | Prompt)
-        questions = (question,) if isinstance(question, str | Prompt) else tuple(question)
+        single = not isinstance(question, list | tuple)
+        questions = tuple(question) if isinstance(question, list | tuple) else (question,)
         query = Query(image=image, questions=questions, policy=policy, gsd_m=gsd_m, spoof_gsd_m=spoof_gsd_m)
         answers = self.answer([query])[0]
         return answers[0] if single else answers
@@ -262,18 +262,20 @@ class Assistant:
 
     def _scale(self, prepared: Prepared, log10: float, sigma: float, mu: float, spread: float) -> ScaleUsed:
         gsd, image, seen = prepared.gsd, prepared.image, prepared.processed.seen_size
+        told = None if gsd.chosen is None else gsd.chosen.source
         gsd_m = 10**log10 if math.isfinite(log10) else None
         ratio = math.sqrt(math.prod(image.native_size) / math.prod(seen))
         enlarged = ["enlarged to the smallest size the model takes"] if prepared.processed.upsampled else []
         apart = disagreement(prepared.choice.policy, (gsd.gsd_m, gsd.sigma_log10), (10**mu / ratio, spread))
         return ScaleUsed(
             policy=prepared.choice.policy,
-            source=source_of(prepared.choice.policy, None if gsd.chosen is None else gsd.chosen.source),
+            source=source_of(prepared.choice.policy, told),
             gsd_m=gsd_m,
             sigma_log10=sigma,
             gsd_m_file=None if gsd_m is None else gsd_m / ratio,
             tier=str(self.boundaries.tier_of(gsd_m)),
             metadata_gsd_m=gsd.gsd_m,
+            metadata_source=told,
             provenance=str(gsd.provenance),
             metadata_sigma_log10=gsd.sigma_log10,
             sse_u_gsd_m=None if math.isnan(mu) else 10**mu,

@@ -34,7 +34,7 @@ from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale, UpdateMetric, cell, cell_errors, fold, parse_grid
 from scaleearth_pl.serving.loading import LoadedModel, load_model
-from scaleearth_pl.serving.native import check_replaceable, push, save_pretrained
+from scaleearth_pl.serving.native import check_replaceable, check_repository, push, save_pretrained
 from scaleearth_pl.serving.verify import TOLERANCE, Difference, Verifier, check, check_keys
 
 Dtype = Literal["float32", "bfloat16"]
@@ -51,14 +51,13 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     screen = Console(highlight=False)
     silence_loading()
+    _check_together(args)
     loaded = load_model(args.run, base=args.base, device=args.device)
     if args.native:
         save_pretrained(loaded, args.out, base_name=args.base_name, with_base=args.with_base)
         where = str(args.out) if args.push_to is None else push(args.out, args.push_to, private=not args.public)
         screen.print(f"native adapter with model card: {where}", soft_wrap=True)
         return 0
-    if args.push_to or args.with_base:
-        raise ConfigError("--push-to and --with-base go with --native", remedy="folded folders are uploaded by hand")
     grid = args.gsd_m or parse_grid(args.grid)
     bank = export_bank(
         loaded,
@@ -70,6 +69,16 @@ def main(argv: Sequence[str]) -> int:
     )
     screen.print(summary(bank, args.out), soft_wrap=True)
     return 0
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """What needs no model to be refused."""
+    if not args.native and (args.push_to or args.with_base):
+        raise ConfigError("--push-to and --with-base go with --native", remedy="folded folders are uploaded by hand")
+    if args.public and args.push_to is None:
+        raise ConfigError("--public says who may see what --push-to uploads", remedy="give --push-to ORGANISATION/NAME")
+    if args.push_to is not None:
+        check_repository(args.push_to)
 
 
 def _parser() -> argparse.ArgumentParser:

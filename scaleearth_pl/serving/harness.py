@@ -21,6 +21,7 @@ from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.images import rgb_pixels
 from scaleearth_pl.serving.query import Prepared, Query
 from scaleearth_pl.serving.scale import Policy
 
@@ -88,10 +89,10 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 
 def one_image(visuals: Sequence[Any], where: str) -> Image.Image:
-    """The one image of a document; `ConfigError` for tasks that the model cannot do."""
+    """The one image of a document as RGB; `ConfigError` for tasks that the model cannot do."""
     if len(visuals) != 1 or not isinstance(visuals[0], Image.Image):
         kinds = [type(visual).__name__ for visual in visuals]
         raise ConfigError(
             "one image per question is what this model reads", field=where, value=kinds, remedy="leave this task out"
         )
-    return visuals[0].convert("RGB")
+    return rgb_pixels(visuals[0])[0]

@@ -3,6 +3,7 @@
 model_args:  model=RUN_OR_FOLDER  base=  policy=  gsd_field=FIELD  gsd_m=METRES  max_new_tokens=  device=
 """
 
+from itertools import groupby
 from typing import Any, get_args
 
 from lmms_eval.api.model import lmms
@@ -50,24 +51,42 @@ class ScaleEarthLmms(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers of all requests, in order."""
-        asked, longest = [], 1
-        for request in requests:
-            context, options, doc_to_visual, doc_id, task, split = request.args
-            document = self.task_dict[task][split][doc_id]
-            until = options.get("until") or ()
-            gsd_m = self._gsd_m if self._gsd_field is None else document.get(self._gsd_field)
-            longest = max(longest, int(options.get("max_new_tokens", self._assistant.max_new_tokens)))
-            asked.append(
-                HarnessRequest(
-                    image=one_image(doc_to_visual(document), task),
-                    text=context,
-                    gsd_m=gsd_m,
-                    until=(until,) if isinstance(until, str) else tuple(until),
-                )
-            )
-        limit = min(longest, self._assistant.max_new_tokens)
         policy: Any = self._policy
-        return list(answer_requests(self._assistant, asked, policy=policy, max_new_tokens=limit))
+        found: list[str] = []
+        for limit, part in groupby(
+            requests, key=self._limit
+        ):  # tasks that ask for answers of unlike length come in turn
+            asked = [self._asked(*request.args) for request in part]
+            found += answer_requests(self._assistant, asked, policy=policy, max_new_tokens=limit)
+        return found
+
+    def _limit(self, request: Any) -> int:
+        longest = self._assistant.max_new_tokens
+        return min(longest, int(request.args[1].get("max_new_tokens", longest)))
+
+    def _asked(self, text: str, options: Any, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> HarnessRequest:
+        document = self.task_dict[task][split][doc_id]
+        until = options.get("until") or ()
+        return HarnessRequest(
+            image=one_image(doc_to_visual(document), task),
+            text=text,
+            gsd_m=self._document_gsd_m(document, task),
+            until=(until,) if isinstance(until, str) else tuple(until),
+        )
+
+    def _document_gsd_m(self, document: Any, task: str) -> float | None:
+        """The document's own word, else that for the whole task, else None."""
+        if self._gsd_field is None:
+            return self._gsd_m
+        if self._gsd_field not in document:
+            raise ConfigError(
+                "the task's documents have no such field",
+                field="gsd_field",
+                value=(task, self._gsd_field),
+                remedy=f"one of {sorted(document)}",
+            )
+        told: float | None = document[self._gsd_field]
+        return self._gsd_m if told is None else told
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Refused: see the class."""

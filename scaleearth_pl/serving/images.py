@@ -18,10 +18,8 @@ from PIL import Image
 
 from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.geo.candidates import Resolution
-from scaleearth_pl.geo.filegsd import gsd_of_file
-from scaleearth_pl.geo.raster import MAX_READ_PIXELS, read_rgb
-
-Window = tuple[int, int, int, int]
+from scaleearth_pl.geo.filegsd import Window, gsd_of_file
+from scaleearth_pl.geo.raster import MAX_READ_PIXELS, read_rgb, stretch_band
 
 MAX_IMAGE_BYTES = 2**30
 """Most bytes of an image handed over in memory; servers set their own, lower limit before they call."""
@@ -35,7 +33,7 @@ class OpenedImage:
         name: for messages and results: the path, or what the caller says.
         pixels: as read; may be smaller than the file.
         native_size: (width, height) in pixels of the file, or of the window that was read.
-        gsd: the file's own word, in metres per pixel of the *file*; unknown for bare pixels.
+        gsd: the file's own word, in metres per pixel of the *file*, measured where the window lies; unknown for bare pixels.
         notes: what reading decided (bands, stretch, decimation).
     """
 
@@ -76,14 +74,15 @@ def open_image(
         return _from_bytes(source, name or "image", window, assumed_crs, max_read_pixels)
     if window is not None:
         raise SampleError("a window belongs to a file", field="window", value=window, remedy="crop the pixels")
-    pixels = source if isinstance(source, Image.Image) else _from_array(source)
+    image = source if isinstance(source, Image.Image) else _from_array(source)
     nothing = Resolution(chosen=None, notes=("pixels without a file: no GSD is known",))
-    return OpenedImage(name=name or "pixels", pixels=pixels.convert("RGB"), native_size=pixels.size, gsd=nothing)
+    pixels, notes = rgb_pixels(image)
+    return OpenedImage(name=name or "pixels", pixels=pixels, native_size=image.size, gsd=nothing, notes=notes)
 
 
 def _from_file(path: Path, name: str, window: Window | None, crs: str | None, max_read_pixels: int) -> OpenedImage:
-    gsd = gsd_of_file(path, assumed_crs=crs)
     raster = read_rgb(path, max_pixels=max_read_pixels, window=window)
+    gsd = gsd_of_file(path, assumed_crs=crs, window=window)
     return OpenedImage(
         name=name,
         pixels=Image.fromarray(raster.pixels_HW3),
@@ -114,6 +113,25 @@ def _plain(stem: str) -> str:
 def _renamed(error: SampleError, path: Path, name: str) -> SampleError:
     """The same message with the caller's name in place of the temporary path."""
     return SampleError(str(error).replace(str(path), name))
+
+
+def rgb_pixels(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A PIL image as RGB, and notes: 16-bit and float ones are stretched as `geo/raster.py` does, where PIL's own
+    conversion cuts everything above 255 off.
+
+    Raises:
+        SampleError: the file behind the image is cut or damaged.
+    """
+    try:
+        if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+            return image.convert("RGB"), ()
+        band_HW = np.ma.masked_invalid(np.asarray(image))
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises while it decodes
+        raise SampleError(f"image cannot be read: {error}", field="image", remedy="fetch the file again") from error
+    grey_HW, (low, high) = stretch_band(band_HW)
+    return Image.fromarray(grey_HW).convert("RGB"), (
+        f"{band_HW.dtype} stretched by percentiles 2-98 ({low:g}..{high:g})",
+    )
 
 
 def _from_array(array_HWC: "np.ndarray[Any, Any]") -> Image.Image:

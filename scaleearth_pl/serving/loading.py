@@ -218,9 +218,13 @@ def _check_patches(backbone: Any, processor: Processor, source: str) -> None:
 
 
 def _device(name: str) -> torch.device:
+    n_gpus = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if n_gpus else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError("no such device", field="device", value=name, remedy="auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= n_gpus):
+        raise ConfigError(f"no such device here ({n_gpus} GPUs)", field="device", value=name, remedy="auto or cpu")
+    return device

@@ -15,7 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from httpx import HTTPError  # the hub's own client
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.model.adapter_files import replacing
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterMeta, save_adapter
 from scaleearth_pl.serving.card import CARD, RunFacts, write_card
 from scaleearth_pl.serving.loading import LoadedModel
@@ -38,7 +43,7 @@ class HubApi(Protocol):
 def save_pretrained(
     loaded: LoadedModel, folder: Path, *, base_name: str | None = None, with_base: bool = False
 ) -> Path:
-    """Writes the native folder; `load_model` reads it back to the same answers.
+    """Writes the native folder, whole or not at all; `load_model` reads it back to the same answers.
 
     Args:
         loaded: from `load_model`.
@@ -65,15 +70,22 @@ def save_pretrained(
     meta = _portable(loaded, BASE if with_base else base_name)
     head = loaded.model.gsd_head
     state = {} if head is None else head.state_dict()
-    save_adapter(folder, adapters=loaded.model.adapters, gsd_head_state=state, meta=meta)
-    if with_base:
-        shutil.copytree(loaded.base, folder / BASE)
-    write_card(folder, meta, run)
+    with replacing(folder, _size(Path(loaded.base)) if with_base else 0) as new:
+        save_adapter(new, adapters=loaded.model.adapters, gsd_head_state=state, meta=meta)
+        if with_base:
+            shutil.copytree(loaded.base, new / BASE)
+        write_card(new, meta, run)
     return folder
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def check_replaceable(folder: Path, marker: str) -> None:
     """Raises `ConfigError` unless `folder` is absent, empty, or of our own making, by the file `marker` in it."""
+    if folder.name in ("", ".."):
+        raise ConfigError("the target needs a name", file=folder, field="out", remedy="name a new folder")
     if folder.exists() and not (folder.is_dir() and ((folder / marker).is_file() or not any(folder.iterdir()))):
         raise ConfigError("the target holds something else", file=folder, field="out", remedy="name a new folder")
 
@@ -94,10 +106,9 @@ def push(folder: Path, repo_id: str, *, private: bool = True, api: HubApi | None
         api: stands in for `huggingface_hub.HfApi()`, which takes its token from the environment.
 
     Raises:
-        ConfigError: not a repository's name, or a base that nobody else has.
+        ConfigError: not a repository's name, a base that nobody else has, or a hub that refuses or is out of reach.
     """
-    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
-        raise ConfigError("not a repository's name", field="push_to", value=repo_id, remedy="ORGANISATION/NAME")
+    check_repository(repo_id)
     _check_base_travels(folder)
     if not (folder / CARD).is_file():
         raise CheckpointError("folder has no model card", file=folder / CARD, remedy="write it with save_pretrained")
@@ -105,16 +116,38 @@ def push(folder: Path, repo_id: str, *, private: bool = True, api: HubApi | None
         from huggingface_hub import HfApi
 
         api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="ScaleEarth adapter")
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="ScaleEarth adapter")
+    except (HTTPError, OSError) as error:  # refused, no network; offline by HF_HUB_OFFLINE, no token
+        raise ConfigError(
+            f"the hub did not take it: {str(error).strip().splitlines()[0]}",
+            field="push_to",
+            value=repo_id,
+            remedy=f"{folder} is complete: log in (HF_TOKEN), be online, and upload it again",
+        ) from error
     return f"https://huggingface.co/{repo_id}"
+
+
+def check_repository(repo_id: str) -> None:
+    """Raises `ConfigError` for what the hub takes for no `organisation/name`."""
+    if not _is_hub_name(repo_id):
+        raise ConfigError("not a repository's name", field="push_to", value=repo_id, remedy="ORGANISATION/NAME")
+
+
+def _is_hub_name(text: str) -> bool:
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.count("/") == 1
 
 
 def _check_base_travels(folder: Path) -> None:
     """A pushed adapter whose base is a path of this machine is of no use to anyone."""
     recorded = json.loads((folder / OUR_CONFIG).read_text(encoding="utf-8"))["base_path"]
     inside = not Path(recorded).is_absolute() and (folder / recorded).is_dir()
-    if not inside and (recorded.count("/") != 1 or Path(recorded).exists()):
+    if not inside and (not _is_hub_name(recorded) or Path(recorded).exists()):
         raise ConfigError(
             "the recorded base is a path of this machine",
             file=folder,

@@ -16,12 +16,13 @@ Ours besides (`extra_body` of the openai client), all optional:
 
 Unknown fields are refused and not ignored: `gsd` for `gsd_m` would otherwise be answered at the wrong scale without a
 word. Fields of OpenAI's that greedy decoding of one answer cannot honour are refused too, unless they ask for what is
-done anyway (`n` = 1, `temperature` of any value is noted in the reply: decoding stays greedy).
+done anyway (`n` = 1, a penalty of 0; `temperature` of any value is noted in the reply: decoding stays greedy), or are
+null, which asks for nothing: clients send whole messages back with every field that they know.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaleearth_pl.serving.query import Prompt
 from scaleearth_pl.serving.scale import Policy
@@ -32,6 +33,11 @@ class _Strict(BaseModel):
     """Nothing coerced, nothing unknown, no NaN, and no megabyte of base64 in a message."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_asks_for_nothing(cls, row: Any) -> Any:
+        return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
 
 
 class TextPart(_Strict):
@@ -72,6 +78,12 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
+class TextFormat(_Strict):
+    """The only format that answers have."""
+
+    type: Literal["text"]
+
+
 class ChatRequest(_Strict):
     """Body of /v1/chat/completions; see the module's docstring."""
 
@@ -84,6 +96,10 @@ class ChatRequest(_Strict):
     n: int | None = Field(default=None, ge=1, le=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    presence_penalty: float | None = Field(default=None, ge=0, le=0)
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
     seed: int | None = None
     user: str | None = None
     gsd_m: float | None = None
@@ -151,13 +167,16 @@ def _turns(request: ChatRequest, texts: list[str], limits: ServerLimits) -> tupl
 
 
 def _check_lengths(asked: tuple[Prompt, ...], limits: ServerLimits) -> None:
-    for prompt in asked:
-        earlier = [text for turn in prompt.turns or () for text in turn]
-        for text in (prompt.text, *(prompt.options or ()), *earlier):
-            if not text.strip():
-                raise RefusedError(422, "a question, option or turn is empty", param="messages")
-            if len(text) > limits.max_text_chars:
-                raise RefusedError(422, f"a text of more than {limits.max_text_chars} characters", param="messages")
+    """All prompts have the same options and turns; the options are tokenised once for each."""
+    options, earlier = asked[0].options or (), [text for turn in asked[0].turns or () for text in turn]
+    texts = [prompt.text for prompt in asked] + earlier
+    if sum(map(len, texts)) + len(asked) * sum(map(len, options)) > limits.max_request_chars:
+        raise RefusedError(422, f"more than {limits.max_request_chars} characters in all prompts", param="options")
+    for text in (*texts, *options):
+        if not text.strip():
+            raise RefusedError(422, "a question, option or turn is empty", param="messages")
+        if len(text) > limits.max_text_chars:
+            raise RefusedError(422, f"a text of more than {limits.max_text_chars} characters", param="messages")
 
 
 def _text(message: Message) -> str:

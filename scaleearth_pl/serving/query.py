@@ -4,7 +4,6 @@ A query is one image with its questions: one tree of the packed pass. Its GSD ma
 a pretended one (`scale.py`); queries that differ in all of that still share a pass.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +16,13 @@ from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
 from scaleearth_pl.serving.images import ImageInput, OpenedImage
 from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed
+
+USER = "user"
+"""Source of a GSD that the user said."""
+
+SIGMAS_LOG10 = (1e-6, 10.0)
+"""Sigmas that a user may state, in decades. The resolver squares them in float32: beyond 1e19 the product of Gaussians is
+NaN, and the gate would be told nothing without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +57,18 @@ class Query:
     def __post_init__(self) -> None:
         if isinstance(self.questions, str) or not self.questions:
             raise ConfigError("no question", field="questions", value=self.questions, remedy="give a list of texts")
+        if odd := [q for q in self.questions if not isinstance(q, str | Prompt)]:
+            raise ConfigError("not a question", field="questions", value=odd[0], remedy="give a text or a Prompt")
         if self.gsd_m is not None:
             check_gsd_m(self.gsd_m, field="gsd_m")
-        if not 0 < self.gsd_sigma_log10 < math.inf:
-            raise GsdError("sigma must be positive and finite", field="gsd_sigma_log10", value=self.gsd_sigma_log10)
+        low, high = SIGMAS_LOG10
+        if not low <= self.gsd_sigma_log10 <= high:
+            raise GsdError(
+                "no GSD is known so well, or so badly",
+                field="gsd_sigma_log10",
+                value=self.gsd_sigma_log10,
+                remedy=f"decades, between {low:g} and {high:g}; 0.01 is an exact GSD",
+            )
 
     def choice(self, default: Policy) -> ScaleChoice:
         """The policy that applies."""
@@ -101,7 +115,7 @@ class Answer:
 def users_word(gsd_m: float, sigma_log10: float, file: Resolution) -> Resolution:
     """The user's GSD before everything that the file says, which stays as a note where it differs."""
     word = Candidate(
-        gsd_m=gsd_m, provenance=Provenance.EXACT, stage=Stage.TRANSFORM, source="user", sigma_log10=sigma_log10
+        gsd_m=gsd_m, provenance=Provenance.EXACT, stage=Stage.TRANSFORM, source=USER, sigma_log10=sigma_log10
     )
     return Resolution(chosen=word, candidates=(word, *file.candidates), notes=file.notes)
 

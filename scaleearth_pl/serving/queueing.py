@@ -12,6 +12,7 @@ A job's own `max_new_tokens` is honoured although the pass runs to the longest: 
 beginning of a longer one, so an answer is cut where its own limit was reached.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -23,6 +24,8 @@ from typing import Protocol
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.serving.query import Answer, Prepared
 from scaleearth_pl.serving.stream import OnToken
+
+_LOG = logging.getLogger(__name__)
 
 OnText = Callable[[int, str], None]
 """Called with (number of the question, answer so far), in the engine's thread."""
@@ -152,6 +155,7 @@ class Batcher:
             self._pass(batch)
         except Exception as error:
             if len(batch) == 1:
+                _LOG.error("a pass failed", exc_info=error)  # the client is told its type only
                 batch[0].future.set_exception(error)
                 return
             for job in batch:  # memory, or one bad job: nobody suffers for a neighbour

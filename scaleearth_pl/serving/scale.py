@@ -75,6 +75,7 @@ class ScaleUsed:
         gsd_m_file: `gsd_m` per pixel of the file.
         tier: of `gsd_m`.
         metadata_gsd_m: the file's or the user's word, per pixel of the *file*; None where unknown.
+        metadata_source: whose word that is, such as "transform" or "user"; None where unknown.
         provenance: how that word is known (exact, nominal, imprecise, unknown).
         metadata_sigma_log10: its sigma.
         sse_u_gsd_m: SSE-U's word, per pixel seen; None in a model without SSE-U.
@@ -91,6 +92,7 @@ class ScaleUsed:
     gsd_m_file: float | None
     tier: str
     metadata_gsd_m: float | None
+    metadata_source: str | None
     provenance: str
     metadata_sigma_log10: float | None
     sse_u_gsd_m: float | None

@@ -93,7 +93,9 @@ def _refusals(app: FastAPI, service: Service) -> None:
         message = (
             f"{error.detail}: this server has {ADDRESSES}" if error.status_code in (404, 405) else str(error.detail)
         )
-        return JSONResponse(error_body(error.status_code, message), status_code=error.status_code)
+        return JSONResponse(
+            error_body(error.status_code, message), status_code=error.status_code, headers=error.headers
+        )
 
     @app.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> JSONResponse:
@@ -101,15 +103,24 @@ def _refusals(app: FastAPI, service: Service) -> None:
 
 
 class _Counted:
-    """Counts replies by status."""
+    """Counts replies by status; that to an unforeseen error is sent around it, after the error has passed through."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.metrics.replied(message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:
+            if scope["type"] == "http" and not begun:
+                self.metrics.replied(500)
+            raise

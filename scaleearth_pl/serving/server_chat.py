@@ -25,6 +25,8 @@ from scaleearth_pl.serving.server_service import Service
 _DISCARD = 4
 """A refused body is read up to so many times the allowed size before the refusal is sent."""
 
+_LEFT = "the client left"
+
 
 async def answer_chat(service: Service, request: Request) -> Response:
     """The reply to one request; `RefusedError` where there is none."""
@@ -43,7 +45,7 @@ async def answer_chat(service: Service, request: Request) -> Response:
         if chat.stream:
             handed_over = True
             return _Streamed(service, head, chat, Job(prepared=prepared, max_new_tokens=limit), begin)
-        answers = await _answers(service, Job(prepared=prepared, max_new_tokens=limit))
+        answers = await _answers(service, request, Job(prepared=prepared, max_new_tokens=limit))
         service.metrics.answered(answers, time.monotonic() - begin)
         return JSONResponse(openai_api_reply.completion(head, answers))
     finally:
@@ -51,11 +53,28 @@ async def answer_chat(service: Service, request: Request) -> Response:
             service.release()
 
 
-async def _answers(service: Service, job: Job) -> list[Answer]:
+async def _answers(service: Service, request: Request, job: Job) -> list[Answer]:
+    """The answers; a client that leaves before its turn is not computed for."""
+    answers = asyncio.wrap_future(service.batcher.submit(job))
+    left = asyncio.create_task(_gone(request))
     try:
-        return await asyncio.wrap_future(service.batcher.submit(job))
+        await asyncio.wait({answers, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise RefusedError(400, _LEFT)
+        return answers.result()
+    except RefusedError:
+        raise
     except Exception as error:
         raise RefusedError(500, _failed(error)) from error
+    finally:
+        left.cancel()
+        answers.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Waits until the client of a body that has been read leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _failed(error: BaseException) -> str:
@@ -141,7 +160,7 @@ async def _read(request: Request, limits: ServerLimits) -> bytes:
     except TimeoutError:
         raise RefusedError(408, f"the body took more than {limits.body_seconds:g} s") from None
     except ClientDisconnect:
-        raise RefusedError(400, "the client left") from None
+        raise RefusedError(400, _LEFT) from None
     if size > limits.max_body_bytes:
         parts.clear()
         await _discard(request, _DISCARD * limits.max_body_bytes, limits.body_seconds)

@@ -52,6 +52,11 @@ class ServerLimits:
         texts = 4 * self.max_text_chars * (self.max_questions + 2 * self.max_turns)
         return self.max_image_bytes * 4 // 3 + min(texts, 4 * 2**20) + 2**16
 
+    @property
+    def max_request_chars(self) -> int:
+        """Of all prompts of one request, before they are tokenised: options count once for each question."""
+        return self.max_text_chars * self.max_questions
+
     def check_gsd_m(self, gsd_m: float | None, field: str) -> None:
         """`GsdError` for a GSD that no image of the Earth has."""
         if gsd_m is not None and not self.min_gsd_m <= gsd_m <= self.max_gsd_m:

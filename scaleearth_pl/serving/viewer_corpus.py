@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.errors import SampleError
+from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
@@ -25,6 +25,8 @@ class CorpusImages:
     """
 
     def __init__(self, root: Path, *, split: str = "val", count: int = 48, max_read_pixels: int) -> None:
+        if count < 1:
+            raise ConfigError("a page of no images", field="images", value=count, remedy="give a positive number")
         self._max_read_pixels = max_read_pixels
         self._samples: list[tuple[Sample, bytes]] = []
         if (root / "index.json").is_file():

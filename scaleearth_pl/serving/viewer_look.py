@@ -45,7 +45,8 @@ class Look(BaseModel):
 def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: ServerLimits) -> dict[str, Any]:
     """Answers with the gate at the wanted scale and with the gate off, and every scale there is to draw.
 
-    Both sides share one packed pass: a query each, which differ in nothing but the policy.
+    Both sides share one packed pass: a query each, which differ in nothing but the policy. "open" is None for a bucketed
+    gate.
     """
     image = _image(assistant, images, wanted, limits)
     policy = MODES[wanted.mode]
@@ -59,14 +60,16 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
     ]
     spoof = wanted.gsd_m if policy == "spoof" else None
     gated = Query(image=image, questions=prompts, policy=policy, spoof_gsd_m=spoof)
-    queries = [gated, Query(image=image, questions=prompts, policy="open")]
-    on, off = assistant.answer(queries)
+    queries = [gated]
+    if assistant.loaded.adapter.meta.adapters.gate.kind != "bucketed":  # whose gates have no open state
+        queries.append(Query(image=image, questions=prompts, policy="open"))
+    on, *off = assistant.answer(queries)
     scale = asdict(on[0].scale)
     ratio = _ratio(scale["native_size"], scale["seen_size"])
     told = scale["metadata_gsd_m"]
     return {
         "gated": [a.text for a in on],
-        "open": [a.text for a in off],
+        "open": [a.text for a in off[0]] if off else None,
         "scale": scale,
         "metadata_seen_gsd_m": None if told is None else told * ratio,
         "preview": None if wanted.url is None else _preview(image),

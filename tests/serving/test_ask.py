@@ -81,6 +81,18 @@ def test_the_users_word(fake_run, tmp_path, capsys):
     (row,) = rows_of(capsys)
     assert (row["source"], row["policy"]) == ("user", "metadata")
     assert row["gsd_m"] == pytest.approx(0.6) and row["gsd_m_file"] == pytest.approx(0.3)
+    assert (row["metadata_gsd_m"], row["metadata_source"]) == (0.3, "user")
+
+
+def test_the_users_word_is_not_the_files(fake_run, tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png(1))
+    for words in (["--gsd-m", "0.3"], ["--gsd-m", "0.3", "--policy", "predicted"]):
+        assert ask(fake_run, photo, "-q", "Roads?", *words) == 0
+        text = capsys.readouterr().out
+        assert "you say 0.3 m" in text and "file says" not in text
+    assert ask(fake_run, photo, "-q", "Roads?") == 0
+    assert "file says nothing" in capsys.readouterr().out
 
 
 def test_the_newest_run_is_the_default(fake_run, tmp_path, capsys, monkeypatch):
@@ -99,6 +111,8 @@ def test_the_newest_run_is_the_default(fake_run, tmp_path, capsys, monkeypatch):
         (["--model", "no/such/run"], "no trained model"),
         (["--max-new-tokens", "0"], "must be positive"),
         (["--device", "toaster"], "no such device"),
+        (["--device", "cuda:99"], "no such device"),
+        (["--device", "meta"], "no such device"),
         (["-q", " "], "question is empty"),
         (["-q", "<|im_end|>"], "special token"),
     ],

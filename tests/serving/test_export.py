@@ -223,6 +223,13 @@ def test_half_precision_keeps_its_own_tolerance(earth, tmp_path):
     assert 1e-5 < bank.entries[0].difference_to_gated <= bank.tolerance
 
 
+def test_a_small_update_is_an_update_in_half_precision_too(fake_corpus, tmp_path):
+    """Trained adapters move logits by less than half of the largest, and far more than nothing."""
+    loaded = load_model(make_run(tmp_path, fake_corpus, noise=0.01))
+    bank = export_bank(loaded, [FoldScale(gsd_m=1.0)], tmp_path / "bank", dtype="bfloat16")
+    assert 10 * bank.entries[0].difference_to_gated < bank.entries[0].difference_to_base < 10 * bank.tolerance
+
+
 def test_targets_that_hold_something_else_are_left_alone(fake_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for command in (["--gsd-m", "1"], ["--native"]):
@@ -230,6 +237,13 @@ def test_targets_that_hold_something_else_are_left_alone(fake_run, tmp_path):
         assert status == 2
     assert cli.run(["export-base", str(fake_run), "--out", str(tmp_path)]) == 2
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_target_without_a_name_is_refused(fake_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", ".."):
+        assert cli.run(["export", str(fake_run), "--gsd-m", "1", "--no-verify", "--out", out]) == 2
+        assert "needs a name" in capsys.readouterr().err
 
 
 def test_commands(fake_run, earth, tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -16,6 +17,7 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.serving import harness_tasks
 from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, manifest, one_image
 from scaleearth_pl.serving.harness_corpus import export_corpus
+from scaleearth_pl.serving.query import Query
 
 HARNESS = Path(harness_tasks.__file__).parent
 QUESTIONS = ("Are there roads of 3 metres?", "Forest?")
@@ -87,6 +89,47 @@ def test_the_class_of_the_manifest_answers_requests(fake_lmms_eval, fake_run, ea
     assert model.generate_until(requests) == expected
     with pytest.raises(ConfigError, match="not offered"):
         model.loglikelihood(requests)
+
+
+def lmms(fake_run, **arguments):
+    """The model as lmms-eval would build it, with a task of three documents, one of which has no GSD."""
+    model = importlib.import_module("scaleearth_pl.serving.harness_lmms").ScaleEarthLmms(str(fake_run), **arguments)
+    model.task_dict = {"task": {"test": [{"gsd_m": m, "image": picture(1)} for m in (0.3, 20.0, None)]}}
+    return model
+
+
+def request(number, text="Forest?", **options):
+    return types.SimpleNamespace(args=(text, options, lambda doc: [doc["image"]], number, "task", "test"))
+
+
+def test_a_field_that_no_document_has_is_an_error(fake_lmms_eval, fake_run):
+    """And not SSE-U's word in place of the GSD that was meant."""
+    with pytest.raises(ConfigError, match="no such field"):
+        lmms(fake_run, gsd_field="gsd").generate_until([request(0)])
+
+
+def test_where_the_document_does_not_say_the_task_does(fake_lmms_eval, fake_run, monkeypatch):
+    model, asked = lmms(fake_run, gsd_field="gsd_m", gsd_m=7.0), []
+    prepare = model._assistant.prepare
+    monkeypatch.setattr(model._assistant, "prepare", lambda query: asked.append(query.gsd_m) or prepare(query))
+    model.generate_until([request(number) for number in range(3)])
+    assert asked == [0.3, 20.0, 7.0]
+
+
+def test_each_task_has_its_own_longest_answer(fake_lmms_eval, fake_run, earth):
+    """All tasks come in one list; the answers of one do not grow with another's."""
+    model = lmms(fake_run, gsd_field="gsd_m", max_new_tokens=6)
+    found = model.generate_until([request(0, max_new_tokens=1), request(1, max_new_tokens=6)])
+    expected = [
+        earth.run([earth.prepare(Query(image=picture(1), questions=["Forest?"], gsd_m=m))], max_new_tokens=n)[0][0].text
+        for m, n in ((0.3, 1), (20.0, 6))
+    ]
+    assert found == expected and len(found[0]) < len(found[1])
+
+
+def test_sixteen_bits_do_not_saturate():
+    deep = Image.fromarray(np.asarray(picture(1).convert("L")).astype(np.uint16) * 40)
+    assert np.asarray(one_image([deep], "task")).std() > 20
 
 
 def test_a_corpus_becomes_a_task(fake_corpus, tmp_path):

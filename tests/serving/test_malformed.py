@@ -123,7 +123,9 @@ def broken_base64(rng):
 
 def fields():
     rows = [chat(gsd_m=v) for v in GSDS] + [chat(spoof_gsd_m=v) for v in GSDS] + [chat(gsd_policy=v) for v in POLICIES]
-    rows += [chat(gsd_m=1, gsd_sigma_log10=v) for v in (0, -1, "a", float("nan"))] + [chat(gsd_sigma_log10=0.1)]
+    rows += [chat(gsd_m=1, gsd_sigma_log10=v) for v in (0, -1, "a", float("nan"), 1e300, 1e-300)] + [
+        chat(gsd_sigma_log10=0.1)
+    ]
     rows += [chat(gsd_policy="metadata"), chat(gsd_policy="open", spoof_gsd_m=1.0)]
     wrong = {"gsd": 0.3, "n": 2, "tools": [], "logprobs": True, "stop": ["a"], "temperature": 9, "max_tokens": 0}
     wrong |= {"stream": "yes", "model": 3, "messages": "hello", "questions": [], "options": [], "__proto__": {}}

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
+import httpx
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from serving_fakes import make_run, picture
 
+from scaleearth_pl import cli
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.model.gate import GateConfig
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.export import main as export
 from scaleearth_pl.serving.loading import find_adapter, load_model
@@ -119,13 +124,55 @@ def test_push_refuses_what_nobody_could_use(earth, tmp_path):
     api = FakeApi()
     with pytest.raises(ConfigError, match="path of this machine"):
         push(local, "org/adapter", api=api)
-    for name in ("adapter", "a/b/c", "/x", ""):
+    for name in ("adapter", "a/b/c", "/x", "", "org/na me", "org/..", "org/x.git"):
         with pytest.raises(ConfigError, match="not a repository"):
             push(named, name, api=api)
     (named / "README.md").unlink()
     with pytest.raises(CheckpointError, match="no model card"):
         push(named, "org/adapter", api=api)
     assert not api.calls
+
+
+def test_a_hub_that_refuses_is_one_line_and_not_a_traceback(earth, tmp_path):
+    folder = save_pretrained(earth.loaded, tmp_path / "saved", base_name="org/base")
+    request = httpx.Request("POST", "https://hub")
+    for fault in (
+        HfHubHTTPError("401 Client Error", response=httpx.Response(401, request=request)),
+        httpx.ConnectError("no route", request=request),
+        OfflineModeIsEnabled("offline mode is enabled"),
+    ):
+        api = FakeApi()
+        api.create_repo = Mock(side_effect=fault)
+        with pytest.raises(ConfigError, match="upload it again"):
+            push(folder, "org/adapter", api=api)
+
+
+def test_a_repository_that_cannot_be_is_refused_before_anything_is_written(fake_run, tmp_path, capsys):
+    for words in (["--push-to", "org/na me"], ["--public"]):
+        assert cli.run(["export", str(fake_run), "--native", "--out", str(tmp_path / "out"), *words]) == 2
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+
+
+def test_cut_while_the_base_is_copied_the_old_folder_stays(fake_run, earth, tmp_path, monkeypatch):
+    old = earth.save_pretrained(tmp_path / "saved")
+    before = sorted(file.name for file in old.iterdir())
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError):
+        save_pretrained(earth.loaded, old, with_base=True)
+    assert sorted(file.name for file in old.iterdir()) == before and load_model(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_the_card_of_plain_lora_claims_no_gate(fake_corpus, tmp_path):
+    run = make_run(tmp_path, fake_corpus, head=False, gate=GateConfig(kind="open"))
+    text = ModelCard.load(save_pretrained(load_model(run), tmp_path / "saved") / "README.md").text
+    assert "plain LoRA" in text and "it has no gates" in text
+    assert "opens or closes" not in text and "SSE-U, a" not in text and "another model" not in text
 
 
 def test_native_export_command(fake_run, tmp_path, capsys):

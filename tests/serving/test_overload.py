@@ -14,12 +14,13 @@ class Held:
     """The engine, whose passes wait until the test lets them go."""
 
     def __init__(self, earth) -> None:
-        self._earth, self.go = earth, threading.Event()
+        self._earth, self.go, self.busy = earth, threading.Event(), False
 
     def __getattr__(self, name):
         return getattr(self._earth, name)
 
     def run(self, prepared, **kwargs):
+        self.busy = True
         assert self.go.wait(240)
         return self._earth.run(prepared, **kwargs)
 
@@ -59,6 +60,21 @@ def test_the_openai_client_comes_back_and_is_answered(earth):
         asked = [pool.submit(ask, model="scaleearth", messages=[message(data_url(png(i)))]) for i in range(4)]
         texts = [future.result().choices[0].message.content for future in asked]
     assert texts == [earth.ask(png(i), "Forest?").text for i in range(4)]
+
+
+def test_who_leaves_before_the_turn_is_not_computed_for(held):
+    with serving(held, max_batch=1) as running, ThreadPoolExecutor(1) as pool:
+        body = json.dumps(chat()).encode()
+        first = pool.submit(running.send, "POST", CHAT, body)
+        wait_for(lambda: running.service.accepted == 1 and held.busy)
+        with socket.create_connection(("127.0.0.1", running.port)) as link:
+            link.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            wait_for(lambda: running.service.batcher._jobs.qsize() == 1)
+        wait_for(lambda: running.service.accepted == 1)  # while the engine stands still
+        held.go.set()
+        assert first.result()[0] == 200 and running.send("POST", CHAT, body)[0] == 200
+        assert "scaleearth_questions_total 2.0" in running.send("GET", "/metrics")[2].decode()
+        assert "scaleearth_batch_jobs_count 2.0" in running.send("GET", "/metrics")[2].decode()
 
 
 def test_a_stopping_server_answers_the_accepted_and_refuses_the_rest(held):

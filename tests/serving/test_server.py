@@ -145,6 +145,49 @@ def test_errors_are_those_of_the_openai_client(running):
         create(model="scaleearth", messages=[message(data_url(png()))], extra_body={"gsd_policy": "metadata"})
 
 
+def test_messages_come_back_whole_and_null_asks_for_nothing(running):
+    """The ordinary idiom for a second turn sends every field that the client knows of, most of them null."""
+    create = running.client().chat.completions.create
+    first = message(data_url(png()))
+    reply = create(model="scaleearth", messages=[first]).choices[0].message
+    for said in (reply, reply.model_dump(), reply.to_dict()):
+        assert create(model="scaleearth", messages=[first, said, {"role": "user", "content": "Water?"}]).choices
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "response_format": {"type": "text"}}
+    assert running.post(chat(stop=None, stream=None, tools=None, **neutral))[0] == 200
+    for fields in ({"frequency_penalty": 0.5}, {"presence_penalty": -1}, {"logprobs": True}, {"stop": ["a"]}):
+        assert running.post(chat(**fields))[0] == 422
+
+
+def test_a_few_characters_cannot_become_millions_of_tokens(running):
+    """Options are tokenised once for each question; the bound is of the product, and holds before anything is."""
+    begin = time.monotonic()
+    status, _, reply = running.post(chat(None, questions=["Forest?"] * 128, options=["a"] * 100_000))
+    assert status == 422 and "characters" in reply["error"]["message"] and time.monotonic() - begin < 2
+    assert running.post(chat(None, questions=["Forest?"] * 4, options=["yes", "no"]))[0] == 200
+
+
+def test_faults_of_ours_are_counted_and_told_in_the_log(earth, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise KeyError("broken")
+
+    with serving(earth) as running:
+        monkeypatch.setattr(running.service, "check", broken)
+        status, _, reply = running.post(chat())
+        assert status == 500 and reply["error"]["type"] == "server_error"
+        monkeypatch.undo()
+        monkeypatch.setattr(earth, "run", broken)
+        assert running.post(chat())[0] == 500
+        text = running.send("GET", "/metrics")[2].decode()
+        assert 'scaleearth_requests_total{status="500"} 2.0' in text
+    (record,) = [r for r in caplog.records if r.name == "scaleearth_pl.serving.queueing"]
+    assert record.exc_info[0] is KeyError
+
+
+def test_a_wrong_method_is_told_the_right_one(running):
+    status, headers, _ = running.send("GET", CHAT)
+    assert status == 405 and headers["allow"] == "POST"
+
+
 def test_a_broken_pass_fails_alone(earth, monkeypatch):
     """One job that breaks the model: its neighbours in the same pass are answered."""
     run = earth.run

@@ -13,11 +13,15 @@ import pytest
 from fastapi.responses import HTMLResponse
 from PIL import Image
 from server_fakes import data_url, listening
-from serving_fakes import geotiff, picture, png
+from serving_fakes import geotiff, make_run, picture, png
 
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.model.gate import GateConfig
+from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.server_limits import ServerLimits
 from scaleearth_pl.serving.viewer import create_viewer
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
-from scaleearth_pl.serving.viewer_look import gates
+from scaleearth_pl.serving.viewer_look import Look, gates, look
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ASKED = [{"question": "Are there roads of 3 metres?"}, {"question": "Forest?"}]
@@ -46,6 +50,12 @@ frame.onload = async () => {
   }
   doc.querySelector("[data-mode=sse_u]").click();
   await wait(50); await ready(doc); note(doc, "sse_u");
+  const thumb = doc.querySelectorAll("#thumbs button")[2];
+  frame.contentWindow.focus(); thumb.focus();
+  const reached = doc.activeElement === thumb;
+  thumb.click(); await wait(50); await ready(doc); note(doc, "thumb");
+  const attribute = (id, name) => doc.getElementById(id).getAttribute(name);
+  Object.assign(seen.at(-1), { reached, picture: attribute("picture", "src"), slider: attribute("gsd", "aria-valuetext") });
   document.getElementById("seen").textContent = JSON.stringify(seen);
 };
 </script>"""
@@ -109,6 +119,20 @@ def test_what_cannot_be_looked_at_is_refused(viewer, body):
     assert ask(viewer, **body)[0] == 422
 
 
+def test_a_bucketed_gate_is_looked_at_without_an_open_side(fake_corpus, tmp_path):
+    """It has no thresholds to draw and no open state: the page shows its answers alone."""
+    bucketed = Assistant.from_pretrained(make_run(tmp_path, fake_corpus, gate=GateConfig(kind="bucketed")))
+    images = CorpusImages(fake_corpus, count=4, max_read_pixels=bucketed.max_read_pixels)
+    found = look(bucketed, images, Look(image=1, mode="spoof", gsd_m=0.5, questions=ASKED), ServerLimits())
+    assert len(found["gated"]) == len(ASKED) and found["open"] is None
+    assert gates(bucketed)["thresholds"] == []
+
+
+def test_no_images_are_no_page(fake_corpus):
+    with pytest.raises(ConfigError, match="images"):
+        CorpusImages(fake_corpus, count=0, max_read_pixels=1000)
+
+
 def test_the_gates_are_those_of_the_model(earth):
     found = gates(earth)
     assert len(found["modules"]) == len(earth.model.adapters) == len(found["thresholds"])
@@ -131,8 +155,10 @@ def test_in_a_browser_answers_and_gates_follow_the_slider(viewer, tmp_path):
     )
     text = html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL).group(1))
     assert text, done.stderr[-2000:]
-    metadata, fine, middle, coarse, sse_u = json.loads(text)
-    assert not any(row["fault"] for row in (metadata, fine, middle, coarse, sse_u))
+    metadata, fine, middle, coarse, sse_u, thumb = rows = json.loads(text)
+    assert not any(row["fault"] for row in rows)
+    assert thumb["reached"] and thumb["picture"] == "/api/image/2"  # the keyboard gets to the images
+    assert thumb["slider"] == thumb["told"]
     assert fine["told"].startswith("3.2 cm") and coarse["told"].startswith("631 m")
     assert float(fine["cursor"]) < float(middle["cursor"]) < float(coarse["cursor"])
     assert fine["heat"] < middle["heat"] < coarse["heat"]  # dark is open: fine images open more ranks
