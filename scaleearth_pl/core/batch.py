@@ -171,10 +171,10 @@ def _packed(micro: tuple[TreeBatch, ...]) -> tuple[Tensor, list[dict[str, Any]]]
 
 
 def _unpacked(cls: type[StepBatch], rest: dict[str, Any], buffer: Tensor, rows: list[dict[str, Any]]) -> StepBatch:
-    micro = (
-        TreeBatch(**{name: _view(buffer, v) if isinstance(v, _Place) else v for name, v in row.items()}) for row in rows
-    )
-    return cls(**rest, micro=tuple(micro))
+    values: list[dict[str, Any]] = [
+        {name: _view(buffer, v) if isinstance(v, _Place) else v for name, v in row.items()} for row in rows
+    ]
+    return cls(**rest, micro=tuple(TreeBatch(**row) for row in values))
 
 
 def _view(buffer: Tensor, place: _Place) -> Tensor:

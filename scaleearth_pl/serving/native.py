@@ -15,9 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from httpx import HTTPError  # the hub's own client
+from httpx2 import HTTPError  # the client of huggingface_hub 2
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
 from scaleearth_pl.model.adapter_files import replacing

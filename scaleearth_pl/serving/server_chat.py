@@ -8,6 +8,7 @@ instead of the refusal.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -58,7 +59,8 @@ async def _answers(service: Service, request: Request, job: Job) -> list[Answer]
     answers = asyncio.wrap_future(service.batcher.submit(job))
     left = asyncio.create_task(_gone(request))
     try:
-        await asyncio.wait({answers, left}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {answers, left}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
             raise RefusedError(400, _LEFT)
         return answers.result()

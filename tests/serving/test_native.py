@@ -4,7 +4,7 @@ import json
 import shutil
 from unittest.mock import Mock
 
-import httpx
+import httpx2 as httpx
 import pytest
 import torch
 from huggingface_hub import ModelCard
