@@ -38,9 +38,7 @@ def choose_run(root: Path, *, resume: bool, fit: bool) -> tuple[str, str | None]
         )
     if resume:
         version, folder = find_last(root, os.environ.get("SCALEEARTH_VERSION"))
-        os.environ["SCALEEARTH_VERSION"] = (
-            version  # for ranks that Lightning launches: `latest` may move before they look
-        )
+        os.environ["SCALEEARTH_VERSION"] = version  # ranks that Lightning launches inherit it; `latest` may move
         return version, folder
     name, restarted = identity()
     chosen = os.environ.get("SCALEEARTH_VERSION") or name or time.strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
