@@ -44,12 +44,14 @@ CUE_STYLES = {
 """Markers of images by whether their scale can be read from them."""
 
 
-def new_figure(columns: int = 1, *, panel_size: tuple[float, float] = (4.4, 3.5)) -> tuple[Figure, list[Any]]:
-    """A figure of panels side by side and its axes; sizes in inches at 110 dots."""
+def new_figure(
+    columns: int = 1, rows: int = 1, *, panel_size: tuple[float, float] = (4.4, 3.5)
+) -> tuple[Figure, list[Any]]:
+    """A figure of panels and its axes, row by row; sizes in inches at 110 dots."""
     width, height = panel_size
-    figure = Figure(figsize=(columns * width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(columns * width, rows * height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)

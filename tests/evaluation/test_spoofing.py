@@ -20,7 +20,7 @@ from scaleearth_pl.evaluation.protocols.spoofing import (
     spoofing_document,
     spoofing_table,
 )
-from scaleearth_pl.evaluation.protocols.spoofing_figure import save_spoofing_figure
+from scaleearth_pl.evaluation.protocols.spoofing_figure import STYLES, save_spoofing_figure
 from scaleearth_pl.model.gate import GateConfig
 
 ORACLE = View(policy="metadata")
@@ -119,5 +119,10 @@ def test_figure_and_document(tmp_path):
     save_spoofing_figure(tmp_path / "f.png", curves, floor=0.4, edges=(0.5,))
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.width > 400
+    save_spoofing_figure(tmp_path / "g.png", curves, floor=0.4, edges=(0.5,), untold={"B2": 0.5})
+    row_of = {name: np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("f.png", "g.png")}
+    third = tuple(int(STYLES[2].colour[i : i + 2], 16) for i in (1, 3, 5))  # a level line in the next style's colour
+    longest = {name: int((pixels == third).all(-1).sum(1).max()) for name, pixels in row_of.items()}
+    assert longest["f.png"] == 0 and longest["g.png"] > 150
     document = spoofing_document(curves)
     assert document["ours"]["peak"]["argmax"] == 0 and len(document["ours"]["ci95"]) == 17

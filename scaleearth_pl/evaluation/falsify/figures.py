@@ -34,9 +34,9 @@ LOG_SCALE = ("gradient norm",)
 
 
 def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, Sequence[str]]) -> None:
-    """One panel a quantity, one line a run and tag; tags of one panel differ in colour."""
+    """One panel a quantity, three a row; one line a run and tag; tags of one panel differ in colour."""
     curves = [scalars(run) for run in runs]
-    figure, axes = new_figure(len(panels), panel_size=(3.6, 3.0))
+    figure, axes = new_figure(min(3, len(panels)), -(-len(panels) // 3), panel_size=(3.6, 3.0))
     for ax, (title, tags) in zip(axes, panels.items(), strict=True):
         for tag, colour in zip(tags, COLOURS, strict=False):
             for i, found in enumerate(curves):

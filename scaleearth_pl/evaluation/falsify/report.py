@@ -151,12 +151,15 @@ def spoofing_section(out: Path, evidence: Evidence) -> Section:
     seed = evidence.seeds[0]
     tables = {v: measure.load(f) for (what, v, s), f in evidence.files.items() if what == "spoof" and s == seed}
     curves = {v: spoofing_curve(t, relative=True) for v, t in sorted(tables.items()) if len(t.views) > 1}
-    save_spoofing_figure(out / "spoofing.png", curves, title=f"seed {seed}, {evidence.plan.group.rpartition('/')[2]}")
+    untold = {v: float(t.correct_VN.mean()) for v, t in sorted(tables.items()) if len(t.views) == 1}
+    title = f"seed {seed}, {evidence.plan.group.rpartition('/')[2]}"
+    save_spoofing_figure(out / "spoofing.png", curves, untold=untold, title=title)
     rows = [["variant", "largest jump between neighbouring points", "accuracy at the truth"]]
     for name, curve in curves.items():
         jump = smoothness(curve)["largest_jump"]
         at_truth = curve.mean_K[int(np.argmin(np.abs(curve.log10_K)))]
         rows.append([name, f"{100 * float(jump):.1f} points", f"{100 * float(at_truth):.1f} %"])
+    rows += [[name, "not told the GSD", f"{100 * accuracy:.1f} %"] for name, accuracy in untold.items()]
     caption = "Told a GSD that is off by so many decades (Figure 10). Plain LoRA is flat: it is not told."
     return Section(title="Spoofing", rows=rows, pictures=[("spoofing.png", caption)])
 

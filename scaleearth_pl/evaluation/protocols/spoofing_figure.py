@@ -1,6 +1,7 @@
 """Figure 10: accuracy over the pseudo-GSD, all models in one chart, bands over places, the truth marked."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def save_spoofing_figure(
     *,
     floor: float | None = None,
     edges: Sequence[float] = (),
+    untold: Mapping[str, float] | None = None,
     title: str = "",
 ) -> None:
     """Draws all curves of one kind (absolute or relative) into a PNG.
@@ -45,14 +47,18 @@ def save_spoofing_figure(
         curves: by name, in the order of the legend.
         floor: majority floor in [0, 1], drawn as a grey line.
         edges: bucket edges on the axis (log10), drawn as thin lines.
+        untold: accuracies, in [0, 1] by name, of models that are not told the GSD: no pseudo-GSD moves them.
         title: over the chart.
     """
     figure, (ax,) = new_figure(panel_size=(6.6, 4.2))
     first = next(iter(curves.values()))
-    for (name, curve), style in zip(curves.items(), [*STYLES] * (1 + len(curves) // len(STYLES)), strict=False):
+    styles = cycle(STYLES)
+    for (name, curve), style in zip(curves.items(), styles, strict=False):
         x = curve.log10_K if curve.relative else 10.0**curve.log10_K
         ax.fill_between(x, 100 * curve.low_K, 100 * curve.high_K, color=style.colour, alpha=0.15, linewidth=0)
         ax.plot(x, 100 * curve.mean_K, color=style.colour, linestyle=style.dash, marker="o", markersize=3, label=name)
+    for (name, accuracy), style in zip((untold or {}).items(), styles, strict=False):
+        ax.axhline(100 * accuracy, color=style.colour, linestyle=style.dash, label=f"{name} (not told)")
     place = (lambda v: v) if first.relative else (lambda v: 10.0**v)
     ax.axvline(place(first.truth), color=BLACK, linewidth=1, linestyle=(0, (2, 2)))
     ax.annotate("truth", (place(first.truth), 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
@@ -68,6 +74,6 @@ def save_spoofing_figure(
         gsd_axis(ax, "x", label="pseudo-GSD", limits_m=(float(ends[0]), float(ends[1])))
     ax.set_ylabel(f"accuracy, % (95 % over {first.n_places} places)")
     ax.set_title(title or f"{first.n_questions} questions, {first.n_images} images", fontsize=10, pad=16)
-    figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(4, len(curves) + len(untold or {})), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
