@@ -81,10 +81,28 @@ def bars_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def held_out_table(results: dict[str, Any]) -> str:
+    """Held-out loss by K as Markdown; empty where it was not run."""
+    found = results.get("held_out")
+    if not found:
+        return ""
+    head = (
+        "| K | questions a tree, mean | steps | loss after the same questions "
+        "| loss after the same time | questions in that time |"
+    )
+    lines = [
+        f"| {p['k']} | {p['mean_k']:.1f} | {p['steps']} | {p['loss_at_equal_questions']:.4f} "
+        f"| {p['loss_at_equal_time']:.4f} | {p['questions_at_equal_time']:,} |"
+        for p in found["points"]
+    ]
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """Both tables under one line that says where they come from."""
+    """The tables under one line that says where they come from."""
     origin = f"{results['hardware']}, {results['threads']} thread(s), {results['clock']}, commit {results['commit']}."
     parts = [origin, ladder_table(results) if results.get("rows") else "", bars_table(results)]
+    parts.append(held_out_table(results))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -9,6 +9,7 @@ no pairs refuses one by that field, instead of showing half of it.
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -125,6 +126,9 @@ class Sample:
         if not self.qas:
             raise SampleError("empty question list", field="qas", value=self.image_id)
         self._check_types()
+        if len({qa.id for qa in self.qas}) < len(self.qas):
+            twice = next(id_ for id_, n in Counter(qa.id for qa in self.qas).items() if n > 1)
+            raise SampleError("question id occurs twice, answers could not be told apart", field="qas.id", value=twice)
 
     def _check_types(self) -> None:
         for name in ("source", "split", "image_id"):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.floors import Floors, compute_floors
@@ -24,7 +25,7 @@ from scaleearth_pl.evaluation.groups import correctness, group_masks, group_mean
 from scaleearth_pl.evaluation.predictions import RUN, Prediction, RunFolder, RunInfo, read_run, write_json
 from scaleearth_pl.evaluation.rsvqa.metric import score_rsvqa
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue, sse_u_numbers
-from scaleearth_pl.evaluation.tables import console, print_error, summary_tables
+from scaleearth_pl.evaluation.tables import summary_tables
 
 SECONDS = ("install", "corpus", "stage1", "stage2")
 SUMMARY, DETAILS = "summary.json", "summary_details.json"

@@ -7,27 +7,13 @@ not measured.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.core.gsd import RANK_TIERS
 from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, SOURCES
 from scaleearth_pl.evaluation.sse_u import NUMBERS
 
 FLOORS = ("majority", "question_only", "question_gsd", "image_only")
-
-
-def console(*, stderr: bool = False) -> Console:
-    """The terminal; 150 columns where the output is a file or a pipe, since a folded table cannot be read."""
-    plain = Console(stderr=stderr)
-    return plain if plain.is_terminal else Console(stderr=stderr, width=150)
-
-
-def print_error(error: ScaleEarthError) -> None:
-    """An error on stderr, its text as it stands: a path or an answer may hold "[/x]", which is markup to `rich`."""
-    console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
 
 
 def summary_tables(document: Mapping[str, Any], details: Mapping[str, Any]) -> Iterator[Table]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.prepare.agreement import (
     AxisStatistics,
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"Audit of {args.records.name}"
         args.out.write_text(sheet(pairs, rows, ViewReader(args.corpus), title=title), encoding="utf-8")
     except ScaleEarthError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     Console().print(statistics_table(rows))
     return 0

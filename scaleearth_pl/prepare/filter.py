@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import QuarantineLimitError, ScaleEarthError
 from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = filter_file(args.records, args.out)
     except ScaleEarthError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     Console().print(report_table(report))
     return 0

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.prepare.chat import Chat, ChatConfig, Spent
 from scaleearth_pl.prepare.job_limits import Limits, RunReport
@@ -87,7 +88,7 @@ def run_command(
             watcher = _Watcher(bar, bar.add_task(what, total=total, cost=""), args.price_in, args.price_out)
             report, spent = asyncio.run(_run(jobs, config, done, failed, limits, args.retry_failed, watcher))
     except ScaleEarthError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return STATUS_STOPPED
     console.print(summary(report, spent, watcher.price(spent)))
     return STATUS_SOME_FAILED if report.n_failed else STATUS_ALL

@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.data.shard_index import ShardIndex
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
                 rows.append(row)
     except ScaleEarthError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     if args.drop:
         _write_whole(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))

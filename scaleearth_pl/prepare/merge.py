@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError, ScaleEarthError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
@@ -156,12 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = merge(config, args.out, overwrite=args.overwrite)
     except ScaleEarthError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     console = Console()
     console.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
     for reason in report.unreadable:
-        console.print(f"  left out: {reason}", soft_wrap=True)
+        console.print(f"  left out: {reason}", soft_wrap=True, markup=False)
     return 3 if report.unreadable else 0
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.prepare.rsvqa_files import (
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         report = import_rsvqa(config, args.out)
     except ScaleEarthError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return 2
     _print(report, stderr=False)
     return 0

@@ -27,7 +27,7 @@ from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.queueing import BatchPolicy
 from scaleearth_pl.serving.server_app import create_app
-from scaleearth_pl.serving.server_limits import ServerLimits
+from scaleearth_pl.serving.server_limits import ServerLimits, port
 
 
 class GracefulServer(uvicorn.Server):
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="RUN_OR_FOLDER", help="default: the newest runs/stage2-*/latest")
     parser.add_argument("--name", default="scaleearth", help="the model's name in requests")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on")
     parser.add_argument("--max-batch", type=int, default=32, help="requests in one packed pass")
     parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long an idle server waits for company")
     parser.add_argument("--max-new-tokens", type=int, default=24, help="longest answer")

@@ -9,11 +9,19 @@ Every request is either answered or refused with a status and a sentence; none i
     503  the server is stopping                       500  a fault of ours, not of the request
 """
 
+import argparse
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError, GsdError
+
+
+def port(text: str) -> int:
+    """A port from the command line; 0 lets the system choose."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to 65535")
+    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from rich.console import Console
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
-from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body
+from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body, port
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 from scaleearth_pl.serving.viewer_look import Look, gates, look
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="val", help="of the corpus")
     parser.add_argument("--images", type=int, default=48, help="how many images to offer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument("--port", type=port, default=7860, help="port to listen on")
     parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser

@@ -81,6 +81,13 @@ def test_broken_json_is_a_sample_error(text):
         Sample.from_json(text)
 
 
+def test_a_question_id_that_occurs_twice_is_refused_by_name():
+    rows = json.loads(sample().to_json())
+    rows["qas"] *= 2
+    with pytest.raises(SampleError, match=r"twice.*qas\.id.*'0'"):
+        Sample.from_json(json.dumps(rows))
+
+
 def test_empty_answers_are_refused():
     with pytest.raises(SampleError, match="answer"):
         Question(id="0", type="t", family="f", question="q", answer=" ")

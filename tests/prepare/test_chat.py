@@ -95,9 +95,9 @@ def test_lasting_faults_are_typed_and_bounded(fault: str, error: type[Exception]
 def test_a_server_that_never_ends_does_not_hold_the_client(fault: str) -> None:
     with ChatServer(faults={fault: 1.0}, fault_attempts=99) as server:
         start = time.monotonic()
-        with pytest.raises(ServerError, match=r"no complete answer within 0\.2 s"):
-            ask(config(server, timeout_s=0.2, attempts=2))
-        assert time.monotonic() - start < 2
+        with pytest.raises(ServerError, match=r"no complete answer within 0\.6 s"):
+            ask(config(server, timeout_s=0.6, attempts=2))  # time enough for a busy machine to ask at all
+        assert time.monotonic() - start < 6
         assert server.arrivals.total() == 2
 
 

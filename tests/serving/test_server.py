@@ -16,6 +16,7 @@ import pytest
 from server_fakes import CHAT, chat, data_url, message, serving
 from serving_fakes import geotiff, picture, png
 
+from scaleearth_pl.serving import server, viewer
 from scaleearth_pl.serving.engine import Query
 
 QUESTIONS = ["Are there roads of 3 metres?", "Forest?"]
@@ -181,6 +182,15 @@ def test_faults_of_ours_are_counted_and_told_in_the_log(earth, monkeypatch, capl
         assert 'scaleearth_requests_total{status="500"} 2.0' in text
     (record,) = [r for r in caplog.records if r.name == "scaleearth_pl.serving.queueing"]
     assert record.exc_info[0] is KeyError
+
+
+@pytest.mark.parametrize("text", ["99999", "-1", "eighty", "8_0", "²"])
+def test_what_is_no_port_is_told_before_a_model_is_loaded(text, capsys):
+    for command in (server.main, viewer.main):
+        with pytest.raises(SystemExit) as stop:
+            command([f"--port={text}"])
+        assert stop.value.code == 2
+        assert "no port: give a number from 0 to 65535" in capsys.readouterr().err
 
 
 def test_a_wrong_method_is_told_the_right_one(running):

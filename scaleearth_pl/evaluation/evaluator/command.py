@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.commit import current_commit
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
@@ -24,7 +25,6 @@ from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, re
 from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
-from scaleearth_pl.evaluation.tables import console, print_error
 from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"

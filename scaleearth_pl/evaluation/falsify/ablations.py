@@ -8,6 +8,7 @@ Runs are those of `falsify` and `make compare`: a finished one is taken over. In
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.evaluation.falsify import measure
 from scaleearth_pl.evaluation.falsify.ablation_effects import effects_of
@@ -16,7 +17,6 @@ from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, ref
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.predictions import RUN, read_run
-from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT, TABLES = Path("experiments/falsify/ablations.yaml"), Path("docs/ablations"), Path("reports/ablations/tables")
 FAST_LIMIT = 40

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import findings, measure
@@ -23,7 +24,6 @@ from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
-from scaleearth_pl.evaluation.tables import console, print_error
 
 PLAN, OUT = Path("experiments/falsify/hypotheses.yaml"), Path("reports/falsify")
 

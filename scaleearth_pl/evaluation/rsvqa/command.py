@@ -17,6 +17,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.evaluation.predictions import write_json
 from scaleearth_pl.evaluation.rsvqa.columns import NAMES
@@ -25,7 +26,7 @@ from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT
 from scaleearth_pl.evaluation.rsvqa.rows import DROPS, Table, read_table
 from scaleearth_pl.evaluation.rsvqa.score import KNOWN_SIZES, MatcherScore, score_table
 from scaleearth_pl.evaluation.rsvqa.table import write_table
-from scaleearth_pl.evaluation.tables import console, percent, print_error
+from scaleearth_pl.evaluation.tables import percent
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Self
 from PIL import Image
 from rich.progress import track
 
+from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import StoredImage
@@ -23,7 +24,6 @@ from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import Prediction
 from scaleearth_pl.evaluation.sheets.choose import Drawn, Key, Variant
-from scaleearth_pl.evaluation.tables import console
 
 
 @dataclass(frozen=True, kw_only=True)

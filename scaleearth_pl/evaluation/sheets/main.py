@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.evaluation.evaluator.choice import open_benchmark
 from scaleearth_pl.evaluation.falsify.plan import OURS
@@ -29,7 +30,6 @@ from scaleearth_pl.evaluation.sheets.draw import save_places, save_types
 from scaleearth_pl.evaluation.sheets.page import as_page, places_section, types_section
 from scaleearth_pl.evaluation.sheets.public import as_reported, show_benchmark
 from scaleearth_pl.evaluation.sheets.words import Words, count_types, counts_text, place_rule, type_rule
-from scaleearth_pl.evaluation.tables import console, print_error
 from scaleearth_pl.model.backbone import silence_loading
 
 STANDARD = {OURS: OURS, "plain LoRA": "plain_lora", "GSD as text": "gsd_text", "bucketed": "bucketed"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import DiskSpaceError, QuarantineLimitError, ScaleEarthError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 from scaleearth_pl.data.shards import ShardIndex
@@ -76,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             task = progress.add_task("metadata", total=len(ShardIndex.load(args.root)))
             found = report(args.root, out, observe=lambda: progress.advance(task))
     except ScaleEarthError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True)
+        print_error(error)
         return error.exit_status
     console.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
     for reason in found.stats.unreadable:
-        console.print(f"  not counted: {reason}", soft_wrap=True)
+        console.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
     return 3 if found.stats.unreadable else 0
 
 
