@@ -20,9 +20,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rich.console import Console
-
-from scaleearth_pl.core.console import print_error
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.prepare.agreement import (
     AxisStatistics,
@@ -108,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScaleEarthError as error:
         print_error(error)
         return 2
-    Console().print(statistics_table(rows))
+    console().print(statistics_table(rows))
     return 0
 
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from scaleearth_pl.core.console import print_error
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import QuarantineLimitError, ScaleEarthError
 from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScaleEarthError as error:
         print_error(error)
         return 2
-    Console().print(report_table(report))
+    console().print(report_table(report))
     return 0
 
 

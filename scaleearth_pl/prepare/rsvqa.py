@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from scaleearth_pl.core.console import print_error
+from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.prepare.rsvqa_files import (
@@ -180,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(report: ImportReport, *, stderr: bool) -> None:
-    out = Console(stderr=stderr)
-    wide = out if out.is_terminal else Console(stderr=stderr, width=110)
-    wide.print(report_table(report))
+    console(stderr=stderr).print(report_table(report))
 
 
 def _jobs(config: RsvqaConfig) -> Iterator[tuple[Part, Path, str]]:
