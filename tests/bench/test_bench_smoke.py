@@ -98,19 +98,22 @@ def test_peak_counts_what_is_held_at_once():
 
 
 def test_committed_results_make_a_report(tmp_path):
-    """Every ladder in the repository has the promised columns; those of `make bench` can be drawn."""
+    """Every ladder in the repository has the promised columns; those of `make bench` can be drawn, parts of one too."""
     files = sorted((Path(report.__file__).parent / "results").glob("*.json"))
     promised = {"trainer", "k", "visual_tokens", "qas_per_second", "ratio_to_t2", "peak_bytes", "hardware", "commit"}
+    ladders = 0
     for file in files:
         results = json.loads(file.read_text())
         if not results.get("schema", "").startswith("scaleearth-bench"):
             continue  # another tool's
-        assert all(promised | {"grad_rel_error"} <= set(row) for row in results["rows"])
+        assert all(promised | {"grad_rel_error"} <= set(row) for row in results.get("rows", []))
         if results["schema"] != "scaleearth-bench/1":
             continue  # a GPU's, which prints its own table
-        assert "**ours, K = 100**" in report.markdown(results)
+        ladders += "rows" in results
+        assert ("**ours, K = 100**" in report.markdown(results)) == ("rows" in results)
         report.draw(results, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert ladders
 
 
 def test_a_report_of_one_section_says_what_was_not_run(tmp_path):
