@@ -53,9 +53,7 @@ class ScaleEarthLmms(lmms):
         """Answers of all requests, in order."""
         policy: Any = self._policy
         found: list[str] = []
-        for limit, part in groupby(
-            requests, key=self._limit
-        ):  # tasks that ask for answers of unlike length come in turn
+        for limit, part in groupby(requests, key=self._limit):  # tasks that want longer answers come in turn
             asked = [self._asked(*request.args) for request in part]
             found += answer_requests(self._assistant, asked, policy=policy, max_new_tokens=limit)
         return found

@@ -72,15 +72,16 @@ def parameter_groups(config: OptimConfig, named: Mapping[str, Iterable[nn.Parame
         trainable = [p for p in unique if p.requires_grad]
         if unique and not trainable:
             raise TargetModuleError("parameter group has nothing to train", field=name)
-        lr = config.lr * config.lr_factors.get(name, 1.0)
-        for decay, members in (
-            (True, [p for p in trainable if p.ndim > 1]),
-            (False, [p for p in trainable if p.ndim < 2]),
-        ):
+        for members in ([p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim < 2]):
             if members:
-                weight_decay = config.weight_decay if decay else 0.0
-                groups.append({"params": members, "lr": lr, "weight_decay": weight_decay, "name": name})
+                groups.append({"params": members, "name": name, **_stated(config, name, members[0])})
     return groups
+
+
+def _stated(config: OptimConfig, name: str, member: nn.Parameter) -> dict[str, float]:
+    """Peak learning rate and weight decay of a group of that name; vectors, thresholds among them, do not decay."""
+    lr = config.lr * config.lr_factors.get(name, 1.0)
+    return {"lr": lr, "weight_decay": config.weight_decay if member.ndim > 1 else 0.0}
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_share: float, final_lr_share: float) -> float:
@@ -112,12 +113,10 @@ def restate(config: OptimConfig, optimizer: torch.optim.Optimizer, schedule: Lam
     Where both are those that wrote the checkpoint, nothing changes, to the bit.
     """
     for number, group in enumerate(optimizer.param_groups):
-        peak = config.lr * config.lr_factors.get(str(group["name"]), 1.0)
-        decayed = group["params"][0].ndim > 1
-        schedule.base_lrs[number] = group["initial_lr"] = peak
-        group["lr"] = peak * schedule.lr_lambdas[number](schedule.last_epoch)
-        group["weight_decay"] = config.weight_decay if decayed else 0.0
-        group["betas"] = config.betas
+        stated = _stated(config, str(group["name"]), group["params"][0])
+        schedule.base_lrs[number] = group["initial_lr"] = stated["lr"]
+        group["lr"] = stated["lr"] * schedule.lr_lambdas[number](schedule.last_epoch)
+        group["weight_decay"], group["betas"] = stated["weight_decay"], config.betas
 
 
 def clip_groups(optimizer: torch.optim.Optimizer, clip_norm: float) -> dict[str, Tensor]:
