@@ -141,7 +141,7 @@ def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     def broken(_arguments: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("scaleearth_pl.cli.run_lightning", broken)
+    monkeypatch.setattr("scaleearth_pl.training.command.run_lightning", broken)
     with pytest.raises(KeyError):
         main(["fit"])
 

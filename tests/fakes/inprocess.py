@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fakes.runs import DATA
 
-from scaleearth_pl.cli import run_lightning
 from scaleearth_pl.evaluation.falsify import measure, runs
+from scaleearth_pl.training.command import run_lightning
 
 SMALL = [word for name, value in DATA.items() if name != "seed" for word in (f"--data.{name}", str(value))]
 

@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from scaleearth_pl.cli import run_lightning
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
@@ -20,6 +19,7 @@ from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training.command import run_lightning
 from scaleearth_pl.training.report import StepReport
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

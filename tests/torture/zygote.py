@@ -22,6 +22,7 @@ import transformers.models.qwen3_vl.modeling_qwen3_vl  # noqa: E402, F401
 import scaleearth_pl.cli  # noqa: E402
 import scaleearth_pl.data.datamodule  # noqa: E402
 import scaleearth_pl.training.callbacks.stop_signals  # noqa: E402
+import scaleearth_pl.training.command  # noqa: E402
 import scaleearth_pl.training.stage1  # noqa: E402
 import scaleearth_pl.training.stage2  # noqa: E402, F401
 

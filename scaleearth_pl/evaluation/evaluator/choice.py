@@ -16,7 +16,7 @@ from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.row import result_row
-from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding, run_view
 from scaleearth_pl.evaluation.evaluator.views import View
 
 HARNESS = {"xlrs": "lmms-eval, VLMEvalKit", "omniearth": "authors, VLMEvalKit"}
@@ -53,44 +53,38 @@ def evaluate_choice(
     decoding = decoding or Decoding(max_new_tokens=xlrs.MAX_NEW_TOKENS)
     choices = benchmark.choices()
     folder = out / subject.folder / benchmark.name / f"{view.name}-{benchmark.pixels.name}"
-    plan = {
-        "fingerprint": subject.fingerprint,
-        "files": [file.name for file in benchmark.files],
-        "questions": len(choices),
-        "content": content_hash(choices),
-        "pixels": benchmark.pixels.name,
-        "vlmevalkit_compat": vlmevalkit_compat,
-    }
-    done = finished_row(folder)
-    if done is not None and check_plan(folder, {**plan, **decoding.plan(view)}):
-        return done
-    answers = run_view(
+    return run_view(
         folder,
         subject=subject,
         stream=lambda skip: benchmark.images(subject, skip=skip),
         view=view,
-        plan=plan,
+        plan={
+            "fingerprint": subject.fingerprint,
+            "files": [file.name for file in benchmark.files],
+            "questions": len(choices),
+            "content": content_hash(choices),
+            "pixels": benchmark.pixels.name,
+            "vlmevalkit_compat": vlmevalkit_compat,
+        },
         n_images=len(choices),
         decoding=decoding,
+        describe=lambda answers: result_row(
+            subject=subject,
+            view=view,
+            decoding=decoding,
+            answers=answers,
+            benchmark=benchmark.name,
+            split="train (lite)" if benchmark.name == "xlrs" else "all",
+            harness=HARNESS[benchmark.name],
+            counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
+            extra={
+                "pixels": benchmark.pixels.name,
+                "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
+                if decoding.generate
+                else None,  # teacher-forced: there is no reply that a harness could read
+            },
+        ),
     )
-    row = result_row(
-        subject=subject,
-        view=view,
-        decoding=decoding,
-        answers=answers,
-        benchmark=benchmark.name,
-        split="train (lite)" if benchmark.name == "xlrs" else "all",
-        harness=HARNESS[benchmark.name],
-        counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
-        extra={
-            "pixels": benchmark.pixels.name,
-            "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
-            if decoding.generate
-            else None,  # teacher-forced: there is no reply that a harness could read
-        },
-    )
-    finish(folder, row)
-    return row
 
 
 def content_hash(choices: Mapping[str, Choice]) -> str:

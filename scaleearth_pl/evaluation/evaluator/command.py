@@ -22,7 +22,7 @@ from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benc
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
 from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, results_table
-from scaleearth_pl.evaluation.evaluator.run import Decoding, check_plan, finish, finished_row, run_view
+from scaleearth_pl.evaluation.evaluator.run import Decoding, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.model.backbone import silence_loading
@@ -60,42 +60,36 @@ def evaluate_corpus(
     benchmark = corpus.index.corpus
     sources = sorted(corpus.sources or ())
     folder = out / subject.folder / "-".join([benchmark, corpus.split, *sources]) / view.name
-    plan = {
-        "fingerprint": subject.fingerprint,
-        "corpus": corpus.index.hash,
-        "split": corpus.split,
-        "rows": len(corpus.rows),
-        "sources": sources,
-        "types": sorted(corpus.types or ()),
-    }
-    done = finished_row(folder)
-    if done is not None and check_plan(folder, {**plan, **decoding.plan(view)}):
-        return done
-    answers = run_view(
+    return run_view(
         folder,
         subject=subject,
         stream=lambda done: corpus.images(subject, skip=done),
         view=view,
-        plan=plan,
+        plan={
+            "fingerprint": subject.fingerprint,
+            "corpus": corpus.index.hash,
+            "split": corpus.split,
+            "rows": len(corpus.rows),
+            "sources": sources,
+            "types": sorted(corpus.types or ()),
+        },
         n_images=len(corpus.rows),
         decoding=decoding,
+        describe=lambda answers: result_row(
+            subject=subject,
+            view=view,
+            decoding=decoding,
+            answers=answers,
+            benchmark=benchmark,
+            split=corpus.split,
+            counts={
+                "planned_images": len(corpus.rows),
+                "unreadable_images": len(corpus.bad),
+                "leaked_images": len(corpus.leaked(*trained_on)),
+            },
+        ),
         boundaries=corpus.index.boundaries,
     )
-    row = result_row(
-        subject=subject,
-        view=view,
-        decoding=decoding,
-        answers=answers,
-        benchmark=benchmark,
-        split=corpus.split,
-        counts={
-            "planned_images": len(corpus.rows),
-            "unreadable_images": len(corpus.bad),
-            "leaked_images": len(corpus.leaked(*trained_on)),
-        },
-    )
-    finish(folder, row)
-    return row
 
 
 def gather(out: Path) -> list[dict[str, Any]]:

@@ -74,16 +74,7 @@ def result_row(
         "fingerprint": subject.fingerprint,
         "commit": current_commit(),
         "trained_commit": subject.trained_commit,
-        "configuration": {
-            "policy": view.policy,
-            "view": view.name,
-            "spoof_gsd_m": view.spoof_gsd_m,
-            "marginal": subject.resolver.marginal,
-            "gsd_text": subject.gsd_text,
-            "max_pixels": subject.processor.max_pixels,
-            "generate": decoding.generate,
-            "max_new_tokens": decoding.max_new_tokens,
-        },
+        "configuration": configuration(subject, view, decoding),
         "harness": harness,
         "benchmark": benchmark,
         "split": split,
@@ -103,6 +94,20 @@ def result_row(
         "questions_per_second": round(len(rows) / answers.seconds, 2) if answers.seconds else None,
         "hardware": hardware(subject),
         **(extra or {}),
+    }
+
+
+def configuration(subject: Subject, view: View, decoding: Decoding) -> dict[str, Any]:
+    """What else the numbers depend on: how the model is told of the GSD, sees images and answers."""
+    return {
+        "policy": view.policy,
+        "view": view.name,
+        "spoof_gsd_m": view.spoof_gsd_m,
+        "marginal": subject.resolver.marginal,
+        "gsd_text": subject.gsd_text,
+        "max_pixels": subject.processor.max_pixels,
+        "generate": decoding.generate,
+        "max_new_tokens": decoding.max_new_tokens,
     }
 
 

@@ -77,9 +77,10 @@ def run_view(
     plan: Mapping[str, Any],
     n_images: int,
     decoding: Decoding,
+    describe: Callable[[Answers], dict[str, Any]],
     boundaries: TierBoundaries | None = None,
-) -> Answers:
-    """Evaluates, or goes on evaluating, and writes predictions.jsonl and sse_u.jsonl into `folder`.
+) -> dict[str, Any]:
+    """The row of one evaluation: read where `folder` holds it done, else evaluated, or gone on with, and written.
 
     Args:
         folder: of this subject, benchmark and view.
@@ -89,14 +90,63 @@ def run_view(
         plan: what identifies this evaluation besides view and decoding; compared on resuming.
         n_images: of the whole stream, for the progress bar.
         decoding: see `Decoding`.
+        describe: the row of all answers.
         boundaries: tiers in which accuracies are reported.
 
     Raises:
         ConfigError: the folder holds another evaluation, or the stream was empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    check_plan(folder, {**plan, **decoding.plan(view)})
-    answers, done = _finished(folder / PART)
+    _check_plan(folder, {**plan, **decoding.plan(view)})
+    if (row := finished_row(folder)) is not None:
+        return row
+    answers = _answered(folder / PART, subject, stream, view, n_images, decoding, boundaries)
+    if not answers.predictions:
+        raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
+    write_rows(folder / PREDICTIONS, answers.predictions)
+    if answers.sse_u:
+        write_rows(folder / SSE_U, answers.sse_u)
+    row = describe(answers)
+    write_json(folder / ROW, row)  # marks the evaluation as done
+    (folder / PART).unlink(missing_ok=True)
+    return row
+
+
+def finished_row(folder: Path) -> dict[str, Any] | None:
+    """The row of an evaluation that is done, else None."""
+    file = folder / ROW
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Marks an empty folder as this evaluation's; `ConfigError` names what another one's differs in."""
+    file = folder / PLAN
+    if not file.is_file():
+        write_json(file, plan)
+        return
+    found = json.loads(file.read_text())
+    changed = sorted(k for k in {*found, *plan} if found.get(k) != plan.get(k))
+    if changed:
+        raise ConfigError(
+            "the folder holds another evaluation",
+            file=file,
+            field=changed[0],
+            value=found.get(changed[0]),
+            remedy="remove the folder, or write to another one with --out",
+        )
+
+
+def _answered(
+    part: Path,
+    subject: Subject,
+    stream: Stream,
+    view: View,
+    n_images: int,
+    decoding: Decoding,
+    boundaries: TierBoundaries | None,
+) -> Answers:
+    """All answers, those that a cut-off run has left in `part` included; each group is written there as it is done."""
+    answers, done = _finished(part)
     with _bar(f"{subject.name} · {view.name}", n_images, len(done)) as advance:
         for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
             start = time.perf_counter()
@@ -110,47 +160,11 @@ def run_view(
             )
             seconds = time.perf_counter() - start
             lines = list(_lines(said, group, seconds / len(group)))
-            _append(folder / PART, lines)
+            _append(part, lines)
             for line in lines:
                 answers.add(line)
             advance(len(group))
-    if not answers.predictions:
-        raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
-    write_rows(folder / PREDICTIONS, answers.predictions)
-    if answers.sse_u:
-        write_rows(folder / SSE_U, answers.sse_u)
     return answers
-
-
-def finish(folder: Path, row: Mapping[str, Any]) -> None:
-    """Writes row.json, which marks the evaluation as done, and removes the part."""
-    write_json(folder / ROW, row)
-    (folder / PART).unlink(missing_ok=True)
-
-
-def finished_row(folder: Path) -> dict[str, Any] | None:
-    """The row of an evaluation that is done, else None."""
-    file = folder / ROW
-    return dict(json.loads(file.read_text())) if file.is_file() else None
-
-
-def check_plan(folder: Path, plan: Mapping[str, Any]) -> bool:
-    """True where the folder holds this evaluation, or nothing yet; `ConfigError` names what another one differs in."""
-    file = folder / PLAN
-    if not file.is_file():
-        write_json(file, plan)
-        return True
-    found = json.loads(file.read_text())
-    changed = sorted(k for k in {*found, *plan} if found.get(k) != plan.get(k))
-    if changed:
-        raise ConfigError(
-            "the folder holds another evaluation",
-            file=file,
-            field=changed[0],
-            value=found.get(changed[0]),
-            remedy="remove the folder, or write to another one with --out",
-        )
-    return True
 
 
 def _finished(file: Path) -> tuple[Answers, set[str]]:
