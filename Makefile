@@ -1,5 +1,13 @@
-# Targets are described by the text after '##'; `make help` prints them. Variables: SIZE CORPUS RSVQA_ROOT MODEL DEVICES
-# NODES RESUME=1 FAST=1 SEED JOBS ARGS. `make stage2` alone does everything it needs.
+# Targets are described by the text after '##', variables by the lines that begin with '#:'; `make help` prints both.
+# `make stage2` alone does everything it needs.
+#: SIZE=tiny|2b|4b|8b    size of the model (tiny)
+#: CORPUS=NAME           corpus of experiments/corpus and data_shards: world, rsvqa, geoscale_vqa or one of yours (world)
+#: ARCHIVES=DIR          where the raw archives of that corpus lie; RSVQA_ROOT is its other name
+#: MODEL=DIR             stage 1 starts from this Hugging Face folder or hub name
+#: INIT_FROM=DIR         stage 2 starts from this folder, instead of from a stage 1 of ours
+#: RESUME=1              goes on from the newest valid checkpoints
+#: FAST=1                forty steps, to see that all runs; such runs have names of their own
+#: SEED=N DEVICES=N NODES=N JOBS=N ARGS="..."   seed, GPUs, machines, twins at a time, options added to the command
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -7,12 +15,13 @@ BIN := .venv/bin
 SIZE ?= tiny
 CORPUS ?= world
 SEED ?= 1
-export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores).
 export OMP_WAIT_POLICY ?= PASSIVE
 # A second thread gains nothing at tiny size (measured); with one, two runs share two cores and sums have one order.
+# Nor does it need a hub; the larger sizes fetch their weights there, unless MODEL and INIT_FROM are folders.
 ifeq ($(SIZE),tiny)
+export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 endif
@@ -22,6 +31,9 @@ ROOT := data_shards/$(CORPUS)
 TAG := $(SIZE)-$(CORPUS)$(if $(filter-out 1,$(SEED)),-seed$(SEED))$(if $(FAST),-fast)
 STAGE1 := runs/stage1-$(TAG)
 STAGE2 := runs/stage2-$(TAG)
+BACKBONE := $(or $(INIT_FROM),$(STAGE1)/latest/hf)
+BACKBONE_FILE := $(if $(INIT_FROM),,$(STAGE1)/latest/hf/config.json)
+ARCHIVES ?= $(RSVQA_ROOT)
 TWINS := plain_lora gsd_text bucketed
 OVERLAYS = -c experiments/size/$(SIZE).yaml $(addprefix -c ,$(wildcard experiments/data/$(CORPUS).yaml))
 OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
@@ -31,12 +43,13 @@ OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(
 resume = $(if $(and $(RESUME),$(wildcard $(1)/latest/checkpoints/step=*.ckpt)),--resume true)
 FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
-STAGE2_SET = --model.init_args.init_from $(STAGE1)/latest/hf --test_after_fit true $(OVERRIDES)
+STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES)
 
 .PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^#:/ /p' Makefile
 
 setup: .venv/.installed  ## environment in .venv with the versions of constraints.txt
 .venv/.installed: setup.cfg constraints.txt pyproject.toml
@@ -59,7 +72,7 @@ corpus: shards  ## the same, under its other name
 # Status 3 says that records were refused, fewer than the fatal share: the corpus is whole, its build.json names them.
 $(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
 	@start=$$SECONDS; { $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
-	  $(if $(RSVQA_ROOT),--set root=$(RSVQA_ROOT)) || [ $$? -eq 3 ]; } && \
+	  $(if $(ARCHIVES),--set root=$(ARCHIVES)) || [ $$? -eq 3 ]; } && \
 	  { test -e $(ROOT)/.seconds || echo $$((SECONDS - start)) > $(ROOT)/.seconds; }
 
 stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
@@ -69,11 +82,11 @@ stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
 $(STAGE1)/latest/hf/config.json:
 	$(MAKE) --no-print-directory stage1
 
-stage2: setup shards $(STAGE1)/latest/hf/config.json  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
+stage2: setup shards $(BACKBONE_FILE)  ## CS-HLoRA and SSE-U on the 4-bit backbone, then the summary
 	$(STAGE2_FIT) --experiment stage2-$(TAG) $(call resume,$(STAGE2)) $(STAGE2_SET)
-	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) --stage1 $(STAGE1)/latest
+	$(BIN)/scaleearth summary $(STAGE2)/latest --corpus $(ROOT) $(if $(INIT_FROM),,--stage1 $(STAGE1)/latest)
 
-evaluate: setup shards $(STAGE1)/latest/hf/config.json  ## checkpoints x GSD policies on CORPUS; reports/evaluate
+evaluate: setup shards $(BACKBONE_FILE)  ## checkpoints x GSD policies on CORPUS; reports/evaluate
 	@test -e $(STAGE2)/latest/adapter/scaleearth.json || $(MAKE) --no-print-directory stage2
 	$(BIN)/scaleearth evaluate $(STAGE2)/latest $(wildcard $(foreach t,$(TWINS),runs/$(t)-$(TAG)/latest)) \
 	  --corpus $(ROOT) --policy metadata predicted fused $(if $(FAST),--limit-images 64 --teacher-forced) $(ARGS)
@@ -93,8 +106,10 @@ compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the sa
 	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
 	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
 
-twin-%:
-	@test -e runs/$*-$(TAG)/latest/predictions.jsonl || { set -o pipefail; $(STAGE2_FIT) -c experiments/baseline/$*.yaml \
+# % is the name of a file in experiments/baseline or experiments/ablation. A twin that is trained is left as it is.
+twin-%: setup shards $(BACKBONE_FILE)  ## ours with one idea changed: twin-plain_lora, twin-no_tiers, ...
+	@test -e runs/$*-$(TAG)/latest/predictions.jsonl || { set -o pipefail; $(STAGE2_FIT) \
+	  -c $(or $(wildcard experiments/ablation/$*.yaml),experiments/baseline/$*.yaml) \
 	  --experiment $*-$(TAG) $(call resume,runs/$*-$(TAG)) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; }
 
 bench: setup  ## the ladder against other trainers (extra bench)

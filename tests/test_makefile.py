@@ -54,6 +54,7 @@ def test_resume_goes_on_where_there_is_something_to_go_on_with(clone: Path) -> N
 
 
 def test_twins_are_resumed_one_by_one(clone: Path) -> None:
+    left(clone, "stage1-tiny-world", RESULT)
     left(clone, "bucketed-tiny-world", CHECKPOINT)
     assert "--resume true" in fits(clone, "twin-bucketed", "RESUME=1")[0]
     assert "--resume" not in fits(clone, "twin-plain_lora", "RESUME=1")[0]
@@ -67,3 +68,23 @@ def test_a_fast_run_is_never_taken_for_a_full_one(clone: Path) -> None:
     (only,) = fits(clone, "stage2", "FAST=1")
     assert "--experiment stage2-tiny-world-fast" in only
     assert "init_from runs/stage1-tiny-world-fast/latest/hf" in only
+
+
+def test_a_twin_is_any_baseline_or_ablation(clone: Path) -> None:
+    left(clone, "stage1-tiny-world", RESULT)
+    (only,) = fits(clone, "twin-no_tiers")
+    assert "-c experiments/ablation/no_tiers.yaml" in only
+    assert "--experiment no_tiers-tiny-world " in only
+    assert "-c experiments/baseline/shuffled_gsd.yaml" in fits(clone, "twin-shuffled_gsd")[0]
+
+
+def test_stage_2_alone_starts_from_the_folder_that_it_is_given(clone: Path) -> None:
+    (only,) = fits(clone, "stage2", "SIZE=8b", "INIT_FROM=/models/stage1")
+    assert "-c experiments/stage2.yaml -c experiments/size/8b.yaml" in only
+    assert "--model.init_args.init_from /models/stage1 " in only
+
+
+def test_archives_of_any_corpus_have_two_names(clone: Path) -> None:
+    for word in ("ARCHIVES=/raw", "RSVQA_ROOT=/raw"):
+        done = subprocess.run(["make", "-n", "shards", "CORPUS=rsvqa", word], cwd=clone, capture_output=True, text=True)
+        assert "--set root=/raw" in done.stdout

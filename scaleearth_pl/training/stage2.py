@@ -70,7 +70,8 @@ class Stage2(TreeTraining):
                 "stage 2 starts from a folder that is not there",
                 file=init_from,
                 field="init_from",
-                remedy="run stage 1 first (make stage1), or set init_from to a Hugging Face folder",
+                remedy="run stage 1 first, or name a Hugging Face folder: --model.init_args.init_from "
+                "runs/stage1-tiny-world/latest/hf is what make stage1 writes",
             )
         self.init_from, self.backbone_config = init_from, backbone
         self.adapter_config, self.head_config, self.resolver_config = adapters, head, resolver
