@@ -10,13 +10,13 @@ GSDs are *effective*, in metres per pixel that the model saw; `mu` and `sigma` a
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.gsd import RANK_TIERS, Tier, check_gsd_m
 
 PREDICTIONS, SSE_U, GATES, RUN = "predictions.jsonl", "sse_u.jsonl", "gates.json", "run.json"
@@ -171,19 +171,7 @@ def read_run(path: Path) -> RunInfo:
 
 def write_rows(path: Path, rows: Iterable[Prediction | SseuReading]) -> None:
     """Writes predictions.jsonl or sse_u.jsonl: one JSON object a line."""
-    _write(path, "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows))
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a JSON document, all or nothing; NaN and infinity are refused (write null)."""
-    _write(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    write_text(path, "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows))
 
 
 def _read_rows(path: Path, cls: Callable[..., Row]) -> tuple[Row, ...]:

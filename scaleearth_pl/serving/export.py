@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.progress import track
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import replacing_folder, write_json
 from scaleearth_pl.core.gsd import log10_gsd
-from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
+from scaleearth_pl.model.adapter_files import read_json, write_tensors
 from scaleearth_pl.model.adapter_io import PEFT_CONFIG, PEFT_WEIGHTS
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.bank import BANK, Bank, BankEntry, PolicyError
@@ -136,7 +137,7 @@ def export_bank(
     tolerance = TOLERANCE[dtype]
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
-    with replacing(out, n_bytes * len(scales)) as new:
+    with replacing_folder(out, n_bytes * len(scales)) as new:
         for scale in track(scales, description="folding", console=Console(stderr=True), disable=len(scales) < 2):
             folder = new / scale.name
             folder.mkdir()

@@ -8,6 +8,7 @@ import torch
 
 from scaleearth_pl.core.batch import BranchInfo, TreeInfo
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.predictions import (
     Prediction,
     RunFolder,
@@ -16,7 +17,6 @@ from scaleearth_pl.evaluation.predictions import (
     read_predictions,
     read_run,
     read_sse_u,
-    write_json,
     write_rows,
 )
 from scaleearth_pl.training.callbacks.predictions import answer_rows, sse_u_rows

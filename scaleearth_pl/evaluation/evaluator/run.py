@@ -22,11 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.evaluation.evaluator.engine import Asked, GroupAnswers, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import PREDICTIONS, SSE_U, Prediction, SseuReading, write_json, write_rows
+from scaleearth_pl.evaluation.predictions import PREDICTIONS, SSE_U, Prediction, SseuReading, write_rows
 
 PLAN, PART, ROW = "plan.json", "part.jsonl", "row.json"
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import replacing_file
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
 from scaleearth_pl.evaluation.bootstrap import N_RESAMPLES
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
@@ -94,10 +95,8 @@ class ViewTable:
             "views": [asdict(view) for view in self.views],
             "readings": [asdict(reading) for reading in self.readings],
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.stem}.part.npz")
-        np.savez_compressed(part, meta=np.array(json.dumps(meta)), allow_pickle=False, **arrays)
-        part.replace(file)
+        with replacing_file(file) as new, new.open("wb") as stream:
+            np.savez_compressed(stream, meta=np.array(json.dumps(meta)), allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, file: Path) -> Self:

@@ -1,7 +1,6 @@
 """Writes every answer and every GSD estimate of `validate` and `test` as JSON lines: what evaluation reads."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.core.files import write_text
 from scaleearth_pl.training.callbacks.board import report_of, sum_over_ranks
 from scaleearth_pl.training.report import EvalReport
 
@@ -208,10 +208,7 @@ def _merge_parts(parts: list[Path], target: Path, expected: int, merge: Any) -> 
         )
     merged: Mapping[tuple[str, ...], Row] = merge(json.loads(line) for line in lines)
     if merged:
-        waiting = target.with_name(target.name + ".tmp")
-        text = "".join(json.dumps(merged[k], ensure_ascii=False) + "\n" for k in sorted(merged))
-        waiting.write_text(text, encoding="utf-8")
-        os.replace(waiting, target)
+        write_text(target, "".join(json.dumps(merged[k], ensure_ascii=False) + "\n" for k in sorted(merged)))
     else:
         target.unlink(missing_ok=True)
     for part in parts:
