@@ -12,10 +12,8 @@ Legend: R rows (images) of the split, Q their questions in order.
 """
 
 import hashlib
-import io
 import json
 import logging
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, SampleError
+from scaleearth_pl.core.files import replacing_file
 from scaleearth_pl.data.processor import Processor
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
@@ -118,17 +117,13 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
 
 
 def _save(path: Path, lengths: Lengths) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        rows=lengths.rows,
-        prefix_R=lengths.prefix_R,
-        first_Q=lengths.first_Q,
-        branch_Q=lengths.branch_Q,
-        supervised_Q=lengths.supervised_Q,
-        rejected=np.array(json.dumps(lengths.rejected)),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with replacing_file(path) as new, new.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            rows=lengths.rows,
+            prefix_R=lengths.prefix_R,
+            first_Q=lengths.first_Q,
+            branch_Q=lengths.branch_Q,
+            supervised_Q=lengths.supervised_Q,
+            rejected=np.array(json.dumps(lengths.rejected)),
+        )

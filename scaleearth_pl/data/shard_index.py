@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import IndexSchemaError, ShardError
+from scaleearth_pl.core.files import sha256_of
 from scaleearth_pl.core.gsd import Tier, TierBoundaries
 from scaleearth_pl.core.sample import MAX_IMAGES
 from scaleearth_pl.data.images import IMAGE_FORMATS
@@ -191,8 +192,7 @@ class ShardIndex:
         """Full check of every shard against its SHA-256; `ShardError` names the first that differs."""
         self.check_files(self.splits)
         for shard in self.shards:
-            with open(self.root / shard.file, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = sha256_of(self.root / shard.file)
             if digest != shard.sha256:
                 raise ShardError("shard was altered", file=self.root / shard.file, field="sha256", value=digest)
 

@@ -25,9 +25,11 @@ from rich.table import Table
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.files import write_json
+from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.evaluation.bootstrap import Interval, place_bootstrap
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means
-from scaleearth_pl.evaluation.predictions import Prediction, RunFolder, write_json
+from scaleearth_pl.evaluation.predictions import RunFolder
 from scaleearth_pl.evaluation.summary import parse_seconds, summarise
 from scaleearth_pl.evaluation.tables import summary_tables, versus_table
 from scaleearth_pl.evaluation.versus_figure import save_versus_figure

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.evaluation.blind import Answerer, LookUp, PowerLaw
 from scaleearth_pl.evaluation.groups import group_masks, group_means
-from scaleearth_pl.evaluation.predictions import Prediction
 from scaleearth_pl.evaluation.question_tables import QuestionRow, read_tables
 
 BIN_WIDTHS_DECADES = (0.05, 0.1, 0.25, 0.5, 1.0)

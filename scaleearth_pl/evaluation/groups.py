@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.gsd import Tier
-from scaleearth_pl.evaluation.predictions import Prediction
+from scaleearth_pl.core.run_files import Prediction
 
 KINDS = ("by_tier", "by_family", "by_type")
 

@@ -1,80 +1,23 @@
 """The files of a run folder that evaluation reads: predictions.jsonl, sse_u.jsonl, gates.json, run.json.
 
 Training writes them, evaluation reads them, and neither imports the other: the file is the seam. So every row is
-checked against the schema here, an unknown or missing field is an error with file and line, and a question that appears
-twice is refused, since it would count twice. `run.json` alone may hold more than is listed: it is a record of facts,
-and facts that nobody asked for do no harm.
-
-GSDs are *effective*, in metres per pixel that the model saw; `mu` and `sigma` are in decades (log10 metres).
+checked against its schema (`core/run_files.py`), an unknown or missing field is an error with file and line, and a
+question that appears twice is refused, since it would count twice. `run.json` alone may hold more than is listed: it is
+a record of facts, and facts that nobody asked for do no harm.
 """
 
 import json
-import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.core.gsd import RANK_TIERS, Tier, check_gsd_m
+from scaleearth_pl.core.files import write_text
+from scaleearth_pl.core.gsd import RANK_TIERS, check_gsd_m
+from scaleearth_pl.core.run_files import GATES, PREDICTIONS, RUN, SSE_U, Prediction, SseuReading
 
-PREDICTIONS, SSE_U, GATES, RUN = "predictions.jsonl", "sse_u.jsonl", "gates.json", "run.json"
-
-Row = TypeVar("Row", "Prediction", "SseuReading")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """One question, answered. `prediction` is the generated text, null where only teacher forcing was run."""
-
-    image_id: str
-    place_id: str
-    source: str
-    qa_id: str
-    type: str
-    family: str
-    question: str
-    answer: str
-    prediction: str | None
-    correct: bool
-    gsd_m: float | None
-    tier: str
-    has_scale_cue: bool | None
-
-    def __post_init__(self) -> None:
-        for name in ("image_id", "place_id", "source", "qa_id", "type", "family", "question", "answer"):
-            _require(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
-        _require(self.prediction is None or isinstance(self.prediction, str), "prediction", self.prediction, "text")
-        _require(isinstance(self.correct, bool), "correct", self.correct, "true or false")
-        _check_scale(self.gsd_m, self.tier, self.has_scale_cue)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What identifies the question: (image_id, qa_id)."""
-        return self.image_id, self.qa_id
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SseuReading:
-    """One image as SSE-U reads it: s ~ N(mu, sigma^2), s = log10 metres per pixel."""
-
-    image_id: str
-    place_id: str
-    gsd_m: float | None
-    provenance_weight: float
-    mu: float
-    sigma: float
-    has_scale_cue: bool | None
-    tier: str
-
-    def __post_init__(self) -> None:
-        for name in ("provenance_weight", "mu", "sigma"):
-            value = getattr(self, name)
-            _require(isinstance(value, int | float) and math.isfinite(value), name, value, "a finite number")
-        _require(self.sigma > 0, "sigma", self.sigma, "positive")
-        _require(self.provenance_weight >= 0, "provenance_weight", self.provenance_weight, "not negative")
-        _check_scale(self.gsd_m, self.tier, self.has_scale_cue)
+Row = TypeVar("Row", Prediction, SseuReading)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,19 +114,7 @@ def read_run(path: Path) -> RunInfo:
 
 def write_rows(path: Path, rows: Iterable[Prediction | SseuReading]) -> None:
     """Writes predictions.jsonl or sse_u.jsonl: one JSON object a line."""
-    _write(path, "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows))
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a JSON document, all or nothing; NaN and infinity are refused (write null)."""
-    _write(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    write_text(path, "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows))
 
 
 def _read_rows(path: Path, cls: Callable[..., Row]) -> tuple[Row, ...]:
@@ -226,15 +157,3 @@ def _read_text(path: Path) -> str:
             file=path,
             remedy="give the folder of a run that `scaleearth test` has evaluated, such as runs/stage2/latest",
         ) from error
-
-
-def _check_scale(gsd_m: float | None, tier: str, has_scale_cue: bool | None) -> None:
-    if gsd_m is not None:
-        check_gsd_m(gsd_m)
-    _require(tier in list(Tier), "tier", tier, f"one of {', '.join(Tier)}")
-    _require(has_scale_cue is None or isinstance(has_scale_cue, bool), "has_scale_cue", has_scale_cue, "a truth value")
-
-
-def _require(good: bool, field: str, value: object, what: str) -> None:
-    if not good:
-        raise SampleError(f"field must be {what}", field=field, value=value)

@@ -22,7 +22,7 @@ import torch
 from scaleearth_pl.core.curves import coverage_curve, sigma_bins
 from scaleearth_pl.core.gsd import Tier, log10_gsd
 from scaleearth_pl.core.metrics import sse_u_metrics
-from scaleearth_pl.evaluation.predictions import SseuReading
+from scaleearth_pl.core.run_files import SseuReading
 
 NUMBERS = ("mae_decades", "nll", "calibration_ratio", "coverage90", "sigma_error_spearman")
 """Keys of `sse_u` in summary.json."""

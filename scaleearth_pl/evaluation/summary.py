@@ -19,16 +19,18 @@ from typing import Any
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.files import write_json
+from scaleearth_pl.core.run_files import RUN, SUMMARY, Prediction
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.floors import Floors, compute_floors
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
-from scaleearth_pl.evaluation.predictions import RUN, Prediction, RunFolder, RunInfo, read_run, write_json
+from scaleearth_pl.evaluation.predictions import RunFolder, RunInfo, read_run
 from scaleearth_pl.evaluation.rsvqa.metric import score_rsvqa
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue, sse_u_numbers
 from scaleearth_pl.evaluation.tables import summary_tables
 
 SECONDS = ("install", "corpus", "stage1", "stage2")
-SUMMARY, DETAILS = "summary.json", "summary_details.json"
+DETAILS = "summary_details.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,12 @@
-"""Files of the `adapter/` folder: JSON, tensors, checksums, replacing a folder whole. Nothing here knows a LoRA.
+"""Files of the `adapter/` folder: JSON, tensors, checksums, and what each may hold. Nothing here knows a LoRA.
 
-A folder is written beside its target and renamed into place, so a reader sees the old one or the new one, never a
-mixture. A folder cannot be renamed over another, so between two renames the target is, for microseconds, absent; a
-crash just there leaves the old one as `.<name>.previous`, and the message of the failed load says so.
+The folder is replaced whole (`core/files.py`); where a writer died between its two renames, the message of the failed
+load says where the old one lies.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,50 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, ScaleEarthError
-
-
-@contextmanager
-def replacing(folder: Path, n_bytes: int) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `folder` if the block ends without an error.
-
-    Raises:
-        DiskSpaceError: the disk has less than `n_bytes` left.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < n_bytes:
-        raise DiskSpaceError(f"{n_bytes} bytes to write", file=folder, value=free, remedy="free some space")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new, previous = Path(scratch) / folder.name, _previous(folder)
-        new.mkdir()
-        yield new
-        for path in (*new.iterdir(), new):
-            _flush(path)
-        shutil.rmtree(previous, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, previous)
-        os.replace(new, folder)
-        _flush(folder.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _flush(path: Path) -> None:
-    """Waits until the disk has it: a rename that outlives its data is worse than none."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, row: Mapping[str, Any]) -> None:
-    """Indented, in the given order; NaN is refused."""
-    path.write_text(json.dumps(row, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+from scaleearth_pl.core.errors import CheckpointError, ScaleEarthError
+from scaleearth_pl.core.files import previous_of, sha256_of
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,14 +51,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes; raises `CheckpointError` if it is missing."""
     _demand(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _demand(path: Path) -> None:
     if path.is_file():
         return
-    previous = _previous(path.parent)
+    previous = previous_of(path.parent)
     remedy = f"a writer died: rename {previous} to {path.parent.name}" if previous.is_dir() else "give another folder"
     raise CheckpointError("adapter folder lacks a file", file=path, remedy=remedy)
 

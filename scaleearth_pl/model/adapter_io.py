@@ -10,7 +10,7 @@ live in a file of their own because an extra key makes some servers raise. A fol
 first (A' = diag(h) A). Names keep `language_model`: without it some servers load the file and activate nothing.
 
 `scaleearth.json` is complete and strict: every setting, no unknown one, checksums of the other three files, so that a
-cut, mixed or edited folder is an error and not a slightly different model. How it gets to disk: `adapter_files.py`.
+cut, mixed or edited folder is an error and not a slightly different model. How it gets to disk: `core/files.py`.
 """
 
 import re
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scaleearth_pl.core.errors import CheckpointError
+from scaleearth_pl.core.files import replacing_folder, write_json
 from scaleearth_pl.model.adapter_files import (
     check_keys,
     check_same,
@@ -31,8 +32,6 @@ from scaleearth_pl.model.adapter_files import (
     parse_dataclass,
     read_json,
     read_tensors,
-    replacing,
-    write_json,
     write_tensors,
 )
 from scaleearth_pl.model.baselines import build_gate
@@ -113,7 +112,7 @@ def save_adapter(
     _from_peft_keys(lora, folder / PEFT_WEIGHTS)
     gates = _gate_state(adapters, shared=meta.adapters.gate.share_thresholds)
     ours = _join(gates, gsd_head_state)
-    with replacing(folder, sum(t.nbytes for t in (*lora.values(), *ours.values()))) as new:
+    with replacing_folder(folder, sum(t.nbytes for t in (*lora.values(), *ours.values()))) as new:
         write_tensors(new / PEFT_WEIGHTS, lora)
         write_tensors(new / OUR_WEIGHTS, ours)
         write_json(new / PEFT_CONFIG, _peft_config(meta))

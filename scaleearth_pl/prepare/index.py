@@ -9,7 +9,6 @@ rejections indexing stops. Tar files are opened uncompressed, nothing is extract
 import argparse
 import hashlib
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -22,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, QuarantineLimitError, SampleError, ShardError
+from scaleearth_pl.core.files import replacing_file, sha256_of
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import IMAGE_FORMATS, image_size
@@ -98,9 +98,7 @@ def scan_shard(path: Path, root: Path, scan: Scan, *, boundaries: TierBoundaries
     for group in columns.values():
         if not any(group[LATER_COLUMN]):  # shards of single images are indexed as they always were
             del group[LATER_COLUMN]
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    common = {"file": file, "bytes": path.stat().st_size, "sha256": digest}
+    common = {"file": file, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     scan.entries += [
         {**common, "split": split, "tier": tier, "samples": samples}
         for (split, tier), samples in sorted(columns.items())
@@ -209,7 +207,7 @@ def _image_place(where: str, ext: str, member: _Member, size: tuple[int, int]) -
 
 
 def write_index(root: Path, scan: Scan, *, corpus: str, boundaries: TierBoundaries, content_hash: str) -> Path:
-    """Writes `root/index.json` atomically (temporary file, fsync, rename) and returns its path."""
+    """Writes `root/index.json`, whole or not at all, and returns its path."""
     document = {
         "schema": INDEX_SCHEMA,
         "corpus": corpus,
@@ -218,12 +216,9 @@ def write_index(root: Path, scan: Scan, *, corpus: str, boundaries: TierBoundari
         "shards": sorted(scan.entries, key=lambda e: (e["split"], e["tier"], e["file"])),
         "rejected": [asdict(r) for r in scan.rejected],
     }
-    path, temporary = root / INDEX_NAME, root / f".{INDEX_NAME}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as stream:
+    path = root / INDEX_NAME
+    with replacing_file(path) as new, new.open("w", encoding="utf-8") as stream:
         json.dump(document, stream, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
     return path
 
 

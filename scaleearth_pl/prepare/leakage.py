@@ -16,7 +16,6 @@ one a line (the leaking ones, and the later one of two duplicates); `read_drop` 
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from rich.progress import Progress
 
 from scaleearth_pl.core.console import print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.data.shard_index import ShardIndex
 from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error)
         return error.exit_status
     if args.drop:
-        _write_whole(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
+        write_text(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
     counts = Counter(row["kind"] for row in rows)
     console.print(", ".join(f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source")))
     return exit_status(counts)
@@ -213,12 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unreadable(prints: Prints) -> Iterator[dict[str, Any]]:
     for image_id, reason in prints.unreadable:
         yield {"kind": "unreadable", "root": str(prints.root), "image_id": image_id, "note": reason}
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ run knows what it need not ask, and a changed prompt asks anew. `append` writes 
 lets go of when the process dies). Price: the ids, not the records, stay in memory, about 120 bytes each.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from scaleearth_pl.core.errors import DiskSpaceError, ScaleEarthError
+from scaleearth_pl.core.files import NO_ROOM, replacing_file
 
 
 class LedgerError(ScaleEarthError):
@@ -105,7 +105,7 @@ class Ledger:
                 os.fsync(self._handle)
             except OSError as error:
                 os.ftruncate(self._handle, before)
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if error.errno in NO_ROOM:
                     raise DiskSpaceError("disk is full", file=self.path, remedy="free space and run again") from error
                 raise
             self._ids.update(str(record["id"]) for record in records)
@@ -170,20 +170,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Gives a function that writes records to a file which appears as a whole at the end, or not at all.
-
-    Temporary file beside it, fsync, rename; an error inside the `with` leaves what was there before.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            yield lambda record: _put(stream, record)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Gives a function that writes records to a file which appears as a whole at the end, or not at all."""
+    with replacing_file(path) as new, new.open("w", encoding="utf-8") as stream:
+        yield lambda record: _put(stream, record)
 
 
 def _put(stream: TextIO, record: Mapping[str, Any]) -> None:

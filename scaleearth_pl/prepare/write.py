@@ -9,7 +9,6 @@ Price: each shard is read back once to be indexed and hashed (from the page cach
 lies on the disk.
 """
 
-import errno
 import hashlib
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, Self
 from webdataset import TarWriter
 
 from scaleearth_pl.core.errors import ConfigError, DiskSpaceError, SampleError, ShardError
+from scaleearth_pl.core.files import NO_ROOM
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import image_size
@@ -207,6 +207,5 @@ class ShardWriter:
             )
 
     def _disk_error(self, error: OSError) -> DiskSpaceError:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        problem = "disk is full" if full else f"corpus cannot be written: {error.strerror}"
+        problem = "disk is full" if error.errno in NO_ROOM else f"corpus cannot be written: {error.strerror}"
         return DiskSpaceError(problem, file=self.root, remedy="free some space or name a writable folder")

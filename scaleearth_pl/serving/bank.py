@@ -20,6 +20,7 @@ from typing import Any, Self
 from PIL import Image
 
 from scaleearth_pl.core.errors import CheckpointError, GsdError
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.gsd import check_gsd_m, effective_gsd_m
 
 BANK = "bank.json"
@@ -74,8 +75,7 @@ class Bank:
 
     def write(self, folder: Path) -> None:
         """Writes `bank.json`."""
-        row = {"schema": BANK_SCHEMA, **asdict(self)}
-        (folder / BANK).write_text(json.dumps(row, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / BANK, {"schema": BANK_SCHEMA, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from scaleearth_pl.core.run_files import SUMMARY
 from scaleearth_pl.model.adapter_io import AdapterMeta
 
 CARD = "README.md"
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)

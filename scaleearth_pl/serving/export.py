@@ -25,8 +25,10 @@ from rich.console import Console
 from rich.progress import track
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import replacing_folder, write_json
 from scaleearth_pl.core.gsd import log10_gsd
-from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
+from scaleearth_pl.core.run_files import SSE_U
+from scaleearth_pl.model.adapter_files import read_json, write_tensors
 from scaleearth_pl.model.adapter_io import PEFT_CONFIG, PEFT_WEIGHTS
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.bank import BANK, Bank, BankEntry, PolicyError
@@ -41,9 +43,6 @@ Dtype = Literal["float32", "bfloat16"]
 
 METADATA_SIGMAS = {"metadata, exact": 0.01, "metadata, nominal": 0.05}
 """Sigmas that the gate is told under policy "metadata", in decades (docs/contracts.md)."""
-
-SSE_U_ROWS = "sse_u.jsonl"
-"""SSE-U's words on the test split, which a run leaves beside its adapter."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -136,7 +135,7 @@ def export_bank(
     tolerance = TOLERANCE[dtype]
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
-    with replacing(out, n_bytes * len(scales)) as new:
+    with replacing_folder(out, n_bytes * len(scales)) as new:
         for scale in track(scales, description="folding", console=Console(stderr=True), disable=len(scales) < 2):
             folder = new / scale.name
             folder.mkdir()
@@ -201,7 +200,7 @@ def policy_errors(metric: UpdateMetric, scales: Sequence[FoldScale], run: Path) 
     """
     sharp = [scale for scale in scales if scale.sigma_log10 == 0]
     sigmas = dict(METADATA_SIGMAS)
-    file = run / SSE_U_ROWS
+    file = run / SSE_U
     if file.is_file():
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         every = sorted(row["sigma"] for row in rows)

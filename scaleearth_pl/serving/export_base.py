@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaleearth_pl.model.adapter_files import read_json, replacing, write_json
+from scaleearth_pl.core.files import replacing_folder, write_json
+from scaleearth_pl.model.adapter_files import read_json
 from scaleearth_pl.model.backbone import save_backbone, silence_loading
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
@@ -77,8 +78,9 @@ def export_base(loaded: LoadedModel, out: Path) -> BaseReport:
     gap = max(difference(verifier.gated(s), logits) for s, logits in zip(scales, before, strict=True))
     meta = loaded.adapter.meta
     report = BaseReport(weights_hash=meta.base_hash, source=meta.base_path, n_four_bit=n_four_bit, gap=gap)
-    with detached(loaded.model), replacing(out, sum(p.nbytes for p in loaded.model.backbone.parameters())) as new:
-        save_backbone(loaded.model.backbone, new)
+    backbone = loaded.model.backbone
+    with detached(loaded.model), replacing_folder(out, sum(p.nbytes for p in backbone.parameters())) as new:
+        save_backbone(backbone, new)
         loaded.processor.save(new)
         _add_template(new)
         write_json(new / BASE_ORIGIN, asdict(report))

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
-from scaleearth_pl.model.adapter_files import replacing
+from scaleearth_pl.core.files import replacing_folder
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterMeta, save_adapter
 from scaleearth_pl.serving.card import CARD, RunFacts, write_card
 from scaleearth_pl.serving.loading import LoadedModel
@@ -70,7 +70,7 @@ def save_pretrained(
     meta = _portable(loaded, BASE if with_base else base_name)
     head = loaded.model.gsd_head
     state = {} if head is None else head.state_dict()
-    with replacing(folder, _size(Path(loaded.base)) if with_base else 0) as new:
+    with replacing_folder(folder, _size(Path(loaded.base)) if with_base else 0) as new:
         save_adapter(new, adapters=loaded.model.adapters, gsd_head_state=state, meta=meta)
         if with_base:
             shutil.copytree(loaded.base, new / BASE)

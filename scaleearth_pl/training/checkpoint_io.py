@@ -11,7 +11,6 @@ the good one's name), never flushes, and swallows PermissionError. Price of ours
 written and two fsyncs. Loading is `weights_only=True`, always: a checkpoint can hold numbers, not code.
 """
 
-import errno
 import logging
 import os
 import pickle
@@ -25,13 +24,13 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, ScaleEarthError
+from scaleearth_pl.core.files import NO_ROOM, flush
 from scaleearth_pl.training.seal import HashingWriter, read_seal, verify
 from scaleearth_pl.training.sealed_folder import FOLDER_SEAL
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -90,7 +89,7 @@ def write_sealed(path: Path, content: dict[str, Any], *, step: int) -> None:
         except BaseException:
             _remove(waiting)
             raise
-        flush_folder(path.parent)
+        flush(path.parent)
 
 
 def checkpoints_by_step(folder: Path, *, complain: bool = False) -> list[tuple[int, Path]]:
@@ -154,7 +153,7 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = f"checkpoint cannot be written: {error.strerror}"
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             raise DiskSpaceError(why, file=path, remedy="free space or raise the limit; the old one stays") from error
         raise CheckpointError(why, file=path, remedy="make the folder writable, or set runs_dir elsewhere") from error
 
@@ -165,12 +164,3 @@ def _remove(waiting: Path) -> None:
         waiting.unlink(missing_ok=True)
     except OSError as error:
         log.warning("temporary file stays: %s (%s)", waiting, error.strerror)
-
-
-def flush_folder(folder: Path) -> None:
-    """Waits until the disk knows the folder's entries: a rename is durable only then."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,7 +4,6 @@ PyTorch says most of them as a `RuntimeError` with a sentence. Here each sentenc
 typed error; what is not recognised stays what it is, with its traceback, because it is a bug.
 """
 
-import errno
 import re
 
 import torch
@@ -17,6 +16,7 @@ from scaleearth_pl.core.errors import (
     ScaleEarthError,
     WorkerError,
 )
+from scaleearth_pl.core.files import NO_ROOM
 
 UNKNOWN_STATUS = 1
 """Exit status after an error that nobody expected (Python's own)."""
@@ -43,7 +43,7 @@ def as_typed(error: BaseException) -> ScaleEarthError | None:
             remedy="lower micro_token_budget (same gradients, only slower), switch backbone.checkpointing on, or lower "
             "max_pixels; a resumed run goes on where it stood",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DiskSpaceError(str(error), file=error.filename, remedy="free space, then resume")
     if isinstance(error, RuntimeError) and _WORKER.search(text):
         return WorkerError(

@@ -8,14 +8,12 @@ lands. Each rank hashes only what it wrote; rank 0 gathers the sums. Price: a se
 cache where they fit.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import CheckpointError
+from scaleearth_pl.core.files import flush, put_in_place, sha256_of
 
 FOLDER_SEAL = "seal.json"
 FOLDER_SCHEMA = "scaleearth-sharded/1"
@@ -30,14 +28,8 @@ def seal_folder(waiting: Path, path: Path, step: int, sums: list[Sums]) -> None:
     seal = waiting / FOLDER_SEAL
     seal.write_text(json.dumps({"schema": FOLDER_SCHEMA, "step": step, "files": files}, indent=1))
     for flushed in (seal, waiting):
-        _flush(flushed)
-    aside = path.with_name(f".{path.name}.old.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    if path.exists():
-        os.replace(path, aside)
-    os.replace(waiting, path)
-    _flush(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+        flush(flushed)
+    put_in_place(waiting, path, aside=path.with_name(f".{path.name}.old.tmp"))
 
 
 def read_folder_seal(path: Path) -> dict[str, Any]:
@@ -62,7 +54,7 @@ def verify_folder(path: Path) -> None:
             "sharded checkpoint lacks or gained files", file=path, field="files", value=sorted(present ^ set(files))
         )
     for name, (n_bytes, sha256) in files.items():
-        if (path / name).stat().st_size != n_bytes or _hash(path / name) != sha256:
+        if (path / name).stat().st_size != n_bytes or sha256_of(path / name) != sha256:
             raise CheckpointError("shard of a checkpoint was altered", file=path / name, field="sha256")
 
 
@@ -70,18 +62,5 @@ def flush_and_hash(folder: Path, rank: int) -> Sums:
     """Files that this rank wrote: its shards, and on rank 0 whatever is no shard."""
     own = [f for f in folder.iterdir() if f.name.startswith(f"__{rank}_") or (rank == 0 and f.name[:2] != "__")]
     for file in own:
-        _flush(file)
-    return {file.name: (file.stat().st_size, _hash(file)) for file in own}
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush(file)
+    return {file.name: (file.stat().st_size, sha256_of(file)) for file in own}

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from scaleearth_pl.model.adapter_files import replacing
+from scaleearth_pl.core.files import replacing_folder
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
@@ -63,7 +63,7 @@ class Stage1(TreeTraining):
         """Writes `hf/` into the run folder, once, also under FSDP2 (gathered to rank 0)."""
         state: dict[str, Any] = full_state_dict(self.model.backbone)
         if self.trainer.is_global_zero:
-            with replacing(Path(self.trainer.default_root_dir) / "hf", 0) as folder:
+            with replacing_folder(Path(self.trainer.default_root_dir) / "hf") as folder:
                 save_backbone(self.model.backbone, folder, state_dict=state)
                 self.datamodule.processor.save(folder)
         self.trainer.strategy.barrier()

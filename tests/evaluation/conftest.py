@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from scaleearth_pl.core.gsd import Provenance, TierBoundaries
+from scaleearth_pl.core.run_files import Prediction, SseuReading
 from scaleearth_pl.core.sample import Question, Sample
-from scaleearth_pl.evaluation.predictions import Prediction, SseuReading, write_rows
+from scaleearth_pl.evaluation.predictions import write_rows
 from scaleearth_pl.prepare.write import ShardWriter
 
 

@@ -1,22 +1,25 @@
 """The files of a run folder: what is written is read, and nothing else is."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from scaleearth_pl.core.batch import BranchInfo, TreeInfo
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.files import write_json
+from scaleearth_pl.core.run_files import Prediction, SseuReading
+from scaleearth_pl.evaluation.evaluator.engine import GroupAnswers
+from scaleearth_pl.evaluation.evaluator.run import _lines
 from scaleearth_pl.evaluation.predictions import (
-    Prediction,
     RunFolder,
-    SseuReading,
     read_gates,
     read_predictions,
     read_run,
     read_sse_u,
-    write_json,
     write_rows,
 )
 from scaleearth_pl.training.callbacks.predictions import answer_rows, sse_u_rows
@@ -31,7 +34,7 @@ def test_rows_survive_the_file(tmp_path, predictions, readings):
     assert list(read_sse_u(tmp_path / "sse_u.jsonl")) == readings
 
 
-def test_what_training_writes_is_what_evaluation_reads():
+def test_training_and_the_evaluator_write_what_is_read():
     tree = TreeInfo(image_id="i", place_id="p", source="s", gsd_m=None, effective_tier="unknown", has_scale_cue=None)
     branch = BranchInfo(tree=0, qa_id="q", type="t", family="f", question="?", answer="a", options=None)
     one = torch.ones(1)
@@ -47,10 +50,21 @@ def test_what_training_writes_is_what_evaluation_reads():
         log_var=one,
         nll_weight=one * 0,
     )
+    said = GroupAnswers(
+        batch=SimpleNamespace(trees=(tree,), branches=(branch,), nll_weight_G=one * 0),
+        correct_VB=np.array([[True]]),
+        answer_nll_VB=np.zeros((1, 1), np.float32),
+        texts=None,
+        mu_G=one.numpy(),
+        sigma_G=torch.exp(0.5 * one).numpy(),
+    )
     (answer,), (reading,) = answer_rows(report), sse_u_rows(report)
-    assert Prediction(**answer).correct
-    assert SseuReading(**reading).sigma == pytest.approx(1.6487, abs=1e-3)
-    assert [f.name for f in fields(Prediction)] == list(answer)
+    (line,) = _lines(said, seconds=0.5)
+    assert answer.correct and reading.sigma == pytest.approx(1.6487, abs=1e-3)
+    assert list(asdict(answer).items()) == list(line["answers"][0].items())
+    assert list(asdict(reading).items()) == list(line["sse_u"].items())
+    assert (Prediction(**line["answers"][0]), SseuReading(**line["sse_u"])) == (answer, reading)
+    assert list(_lines(replace(said, mu_G=None, sigma_G=None), seconds=0.5)) == [line | {"sse_u": None}]
 
 
 BAD_ROWS = {

@@ -13,12 +13,13 @@ from PIL import Image
 from scaleearth_pl.cli import OWN_COMMANDS
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
 from scaleearth_pl.core.gsd import Provenance, TierBoundaries
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import SseuReading, read_predictions, write_rows
+from scaleearth_pl.evaluation.predictions import read_predictions, write_rows
 from scaleearth_pl.evaluation.sheets import main as command
 from scaleearth_pl.evaluation.sheets.choose import (
     FAMILIES,

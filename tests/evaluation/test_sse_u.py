@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, norm, spearmanr
 
-from scaleearth_pl.evaluation.predictions import SseuReading
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.sse_u import NUMBERS, sse_u_by_cue, sse_u_numbers, sse_u_report
 
 

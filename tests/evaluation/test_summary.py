@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation import summary as module
-from scaleearth_pl.evaluation.predictions import RunFolder, write_json, write_rows
+from scaleearth_pl.evaluation.predictions import RunFolder, write_rows
 from scaleearth_pl.evaluation.summary import parse_seconds, summarise
 
 GATES = {m: {"object": 0.9, "structure": 0.5, "semantic": 0.1} for m in ("0.1", "1", "10", "30")}

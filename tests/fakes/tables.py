@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import SseuReading
 
 
 def view_table(

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from scaleearth_pl.core import files
 from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError
 from scaleearth_pl.core.gsd import TierBoundaries
-from scaleearth_pl.model import adapter_files
 from scaleearth_pl.model.adapter_io import (
     OUR_CONFIG,
     OUR_WEIGHTS,
@@ -297,10 +297,9 @@ def test_a_writer_that_dies_leaves_the_old_folder(
 ) -> None:
     folder = Model(base).save(tmp_path / "adapter")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    for victim in ("checksum", "_flush"):
+    for victim in ("model.adapter_io.checksum", "core.files.put_in_place"):
         with monkeypatch.context() as patch:
-            patch.setattr(adapter_files, victim, lambda path: 1 / 0)
-            patch.setattr("scaleearth_pl.model.adapter_io.checksum", adapter_files.checksum)
+            patch.setattr(f"scaleearth_pl.{victim}", lambda *args, **settings: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 Model(base, noise=0.3).save(folder)
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -315,8 +314,8 @@ def test_a_folder_lost_between_two_renames_is_pointed_out(base: nn.Module, tmp_p
 
 
 def test_a_full_disk_is_seen_before_writing(base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = adapter_files.shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(adapter_files.shutil, "disk_usage", lambda path: usage)
+    usage = files.shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DiskSpaceError, match="bytes to write"):
         Model(base).save(tmp_path / "adapter")
     assert not list(tmp_path.iterdir())

@@ -115,7 +115,7 @@ def patch_save(fault: Fault) -> None:
     checkpoint_io.write_sealed = counted  # type: ignore[assignment]
     checkpoint_io.HashingWriter.write = writes  # type: ignore[method-assign]
     checkpoint.prune = at("prune", prune)
-    checkpoint_io.flush_folder = at("flush_folder", checkpoint_io.flush_folder)
+    checkpoint_io.flush = at("flush_folder", checkpoint_io.flush)
 
     class Os:
         def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,7 @@
 """SSE-U's diagrams and the prediction files: figures from all ranks' images, rows that no number of ranks changes."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_rows_do_not_depend_on_ranks(tmp_path):
     evaluate(tmp_path, Predictions(), "test")
     parts = [tmp_path / f"part{rank}" for rank in (0, 1)]
     for part, offset in zip(parts, (12, 0)):
-        part.write_text("".join(json.dumps(r) + "\n" for r in answer_rows(toy_eval(12, offset=offset))))
+        part.write_text("".join(json.dumps(asdict(r)) + "\n" for r in answer_rows(toy_eval(12, offset=offset))))
     assert _merge_parts(parts, tmp_path / "merged", 48, merge_answers) == 48
     assert rows(tmp_path / "merged") == rows(tmp_path / "predictions.jsonl")
 
@@ -134,7 +135,7 @@ def test_parts_of_an_image_add_up_to_its_trust():
 
 
 def test_one_question_delivered_twice_counts_once_but_two_questions_may_not_share_an_id():
-    row = next(answer_rows(toy_eval(1)))
+    row = asdict(next(answer_rows(toy_eval(1))))
     assert len(merge_answers([row, row])) == 1
     with pytest.raises(ScaleEarthError, match="share an id"):
         merge_answers([row, row | {"question": "How long?"}])

@@ -16,6 +16,7 @@ from typing import Any
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.run_files import PREDICTIONS, ROW
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
@@ -24,7 +25,6 @@ from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
 from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, results_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
-from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
@@ -94,7 +94,7 @@ def evaluate_corpus(
 
 def gather(out: Path) -> list[dict[str, Any]]:
     """All finished rows below `out`, also written to its rows.jsonl."""
-    rows = [row for file in sorted(out.glob("*/*/*/row.json")) if (row := finished_row(file.parent)) is not None]
+    rows = [row for file in sorted(out.glob(f"*/*/*/{ROW}")) if (row := finished_row(file.parent)) is not None]
     (out / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 

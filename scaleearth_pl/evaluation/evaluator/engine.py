@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.processor import ProcessedImage
@@ -70,6 +71,17 @@ class GroupAnswers:
     texts: tuple[tuple[str, ...], ...] | None
     mu_G: NDArray[np.float32] | None
     sigma_G: NDArray[np.float32] | None
+
+    @property
+    def readings(self) -> list[SseuReading]:
+        """SSE-U's word on each image of the group; empty in a model without it."""
+        if self.mu_G is None or self.sigma_G is None:
+            return []
+        numbers = zip(self.batch.nll_weight_G.tolist(), self.mu_G.tolist(), self.sigma_G.tolist(), strict=True)
+        return [
+            SseuReading.of(tree, provenance_weight=weight, mu=mu, sigma=sigma)
+            for tree, (weight, mu, sigma) in zip(self.batch.trees, numbers, strict=True)
+        ]
 
 
 def grouped(stream: Iterable[Asked], subject: Subject, *, budget_tokens: int = 8192) -> Iterator[list[Asked]]:

@@ -16,13 +16,13 @@ import torch
 from rich.table import Table as RichTable
 
 from scaleearth_pl.core.commit import current_commit
+from scaleearth_pl.core.run_files import PREDICTIONS, Prediction
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.floors import majority_verdicts
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
-from scaleearth_pl.evaluation.predictions import Prediction
 from scaleearth_pl.evaluation.rsvqa.columns import Columns
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
 from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
@@ -143,7 +143,7 @@ def as_table(rows: Sequence[Prediction]) -> Table:
         )
         for number, row in enumerate(rows, start=1)
     ]
-    return Table(path=Path("predictions.jsonl"), columns=_COLUMNS, rows=answered, n_read=len(answered))
+    return Table(path=Path(PREDICTIONS), columns=_COLUMNS, rows=answered, n_read=len(answered))
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:

@@ -13,8 +13,8 @@ are written as they are finished, so a crash costs one group.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.run_files import PREDICTIONS, ROW, SSE_U, Prediction, SseuReading
 from scaleearth_pl.evaluation.evaluator.engine import Asked, GroupAnswers, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import PREDICTIONS, SSE_U, Prediction, SseuReading, write_json, write_rows
+from scaleearth_pl.evaluation.predictions import write_rows
 
-PLAN, PART, ROW = "plan.json", "part.jsonl", "row.json"
+PLAN, PART = "plan.json", "part.jsonl"
 
 Stream = Callable[[frozenset[str]], Iterable[Asked]]
 """Gives the images of a benchmark, but for those whose ids are finished already."""
@@ -159,7 +161,7 @@ def _answered(
                 max_new_tokens=decoding.max_new_tokens,
             )
             seconds = time.perf_counter() - start
-            lines = list(_lines(said, group, seconds / len(group)))
+            lines = list(_lines(said, seconds / len(group)))
             _append(part, lines)
             for line in lines:
                 answers.add(line)
@@ -193,44 +195,17 @@ def _append(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         stream.write(text)
 
 
-def _lines(said: GroupAnswers, group: list[Asked], seconds: float) -> Iterator[dict[str, Any]]:
+def _lines(said: GroupAnswers, seconds: float) -> Iterator[dict[str, Any]]:
     """One line an image: the rows of its answers and SSE-U's reading of it."""
-    texts: tuple[str | None, ...] = said.texts[0] if said.texts else (None,) * len(said.batch.branches)
-    rows: list[list[dict[str, Any]]] = [[] for _ in group]
-    for b, branch in enumerate(said.batch.branches):
-        tree = said.batch.trees[branch.tree]
-        rows[branch.tree].append(
-            {
-                "image_id": tree.image_id,
-                "place_id": tree.place_id,
-                "source": tree.source,
-                "qa_id": branch.qa_id,
-                "type": branch.type,
-                "family": branch.family,
-                "question": branch.question,
-                "answer": branch.answer,
-                "prediction": texts[b],
-                "correct": bool(said.correct_VB[0, b]),
-                "gsd_m": tree.gsd_m,
-                "tier": str(tree.effective_tier),
-                "has_scale_cue": tree.has_scale_cue,
-            }
-        )
-    weights = said.batch.nll_weight_G.tolist()
-    for g, tree in enumerate(said.batch.trees):
-        reading = None
-        if said.mu_G is not None and said.sigma_G is not None:
-            reading = {
-                "image_id": tree.image_id,
-                "place_id": tree.place_id,
-                "gsd_m": tree.gsd_m,
-                "provenance_weight": weights[g],
-                "mu": float(said.mu_G[g]),
-                "sigma": float(said.sigma_G[g]),
-                "has_scale_cue": tree.has_scale_cue,
-                "tier": str(tree.effective_tier),
-            }
-        yield {"image_id": tree.image_id, "answers": rows[g], "sse_u": reading, "seconds": seconds}
+    trees, branches = said.batch.trees, said.batch.branches
+    texts: tuple[str | None, ...] = said.texts[0] if said.texts else (None,) * len(branches)
+    answers: list[list[dict[str, Any]]] = [[] for _ in trees]
+    for branch, text, correct in zip(branches, texts, said.correct_VB[0].tolist(), strict=True):
+        row = Prediction.of(trees[branch.tree], branch, prediction=text, correct=correct)
+        answers[branch.tree].append(asdict(row))
+    readings: Sequence[dict[str, Any] | None] = [asdict(r) for r in said.readings] or [None] * len(trees)
+    for tree, rows, reading in zip(trees, answers, readings, strict=True):
+        yield {"image_id": tree.image_id, "answers": rows, "sse_u": reading, "seconds": seconds}
 
 
 class _bar:  # noqa: N801 (used as a function)

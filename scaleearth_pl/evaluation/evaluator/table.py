@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import replacing_file
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.bootstrap import N_RESAMPLES
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import SseuReading
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -94,10 +95,8 @@ class ViewTable:
             "views": [asdict(view) for view in self.views],
             "readings": [asdict(reading) for reading in self.readings],
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.stem}.part.npz")
-        np.savez_compressed(part, meta=np.array(json.dumps(meta)), allow_pickle=False, **arrays)
-        part.replace(file)
+        with replacing_file(file) as new, new.open("wb") as stream:
+            np.savez_compressed(stream, meta=np.array(json.dumps(meta)), allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -133,26 +132,12 @@ def tabulate(
         said = run_views(subject, group, views, boundaries=boundaries)
         correct.append(said.correct_VB)
         nll.append(said.answer_nll_VB)
-        weights = said.batch.nll_weight_G.tolist()
         for branch in said.batch.branches:
             tree = said.batch.trees[branch.tree]
             scale = np.nan if tree.gsd_m is None else log10_gsd(tree.gsd_m)
             who.append((tree.image_id, tree.place_id, branch.qa_id, branch.type, branch.family,
                         str(tree.effective_tier), _CUE[tree.has_scale_cue], scale))  # fmt: skip
-        if said.mu_G is not None and said.sigma_G is not None:
-            readings += [
-                SseuReading(
-                    image_id=tree.image_id,
-                    place_id=tree.place_id,
-                    gsd_m=tree.gsd_m,
-                    provenance_weight=weights[g],
-                    mu=float(said.mu_G[g]),
-                    sigma=float(said.sigma_G[g]),
-                    has_scale_cue=tree.has_scale_cue,
-                    tier=str(tree.effective_tier),
-                )
-                for g, tree in enumerate(said.batch.trees)
-            ]
+        readings += said.readings
     if not who:
         raise ConfigError("no image to evaluate", field="images", value=0, remedy="check split and limits")
     columns = list(zip(*who, strict=True))

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.falsify.ablation_effects import Effect
 from scaleearth_pl.evaluation.falsify.ablation_figure import save_ablation_figure
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.report import Section, as_markdown
-from scaleearth_pl.evaluation.predictions import write_json
 
 TOLD = {"metadata": "told the true GSD", "predicted": "told what SSE-U reads"}
 FIGURE, DOCUMENT, PAGE = "ablations.png", "ablations.json", "README.md"

@@ -16,11 +16,11 @@ from scipy.stats import rankdata
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
+from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
 from scaleearth_pl.evaluation.falsify.plan import Hypothesis
 from scaleearth_pl.evaluation.falsify.resample import Places, Weights
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic
 from scaleearth_pl.evaluation.groups import correctness, group_masks
-from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
 
 Rows = Sequence[Prediction]
 BAND_DECADES = 0.25
@@ -82,7 +82,7 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
     """
     known = [_trusted(readings) for readings in seeds]
     if any([r.image_id for r in readings] != [r.image_id for r in known[0]] for readings in known):
-        raise ConfigError("runs did not read the same images", field="sse_u.jsonl", value=[len(r) for r in known])
+        raise ConfigError("runs did not read the same images", field=SSE_U, value=[len(r) for r in known])
     error_SI = np.array([[abs(r.mu - log10_gsd(r.gsd_m or 1.0)) for r in readings] for readings in known])
     sigma_SI = np.array([[r.sigma for r in readings] for readings in known])
     of_image = [r.place_id for r in known[0]]
@@ -212,7 +212,7 @@ def paired(ours: Sequence[Rows], twin: Sequence[Rows]) -> tuple[Rows, NDArray[np
     """
     order = [row.key for row in ours[0]]
     if len(ours) != len(twin) or any(sorted(r.key for r in rows) != sorted(order) for rows in (*ours, *twin)):
-        raise ConfigError("runs were not evaluated on the same questions", field="predictions.jsonl")
+        raise ConfigError("runs were not evaluated on the same questions", field=PREDICTIONS)
     both = [[_in_order(rows, order) for rows in side] for side in (ours, twin)]
     return ours[0], np.stack([correctness(a) - correctness(b) for a, b in zip(*both, strict=True)])
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.falsify import figures, measure
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.verdicts import Statistic, Verdict
-from scaleearth_pl.evaluation.predictions import RunFolder, write_json
+from scaleearth_pl.evaluation.predictions import RunFolder
 from scaleearth_pl.evaluation.protocols.referee import referee_report
 from scaleearth_pl.evaluation.protocols.referee_figures import save_noise_figure, save_sse_u_figure
 from scaleearth_pl.evaluation.protocols.spoofing import smoothness, spoofing_curve

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.run_files import PREDICTIONS, RUN
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 
 LOG = "falsify.log"
@@ -79,7 +80,7 @@ def finished(folder: Path, corpus: Path, *, needs: str, stage1: Path | None = No
     if not (latest / needs).exists():
         return False
     try:
-        record = json.loads((latest / "run.json").read_text())
+        record = json.loads((latest / RUN).read_text())
     except (OSError, ValueError):
         return False
     grew_from = None if stage1 is None else (stage1 / "latest/hf").resolve()
@@ -99,7 +100,7 @@ def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[st
         variant_job(plan, setting, name, seed)
         for seed in seeds
         for name in plan.variants
-        if not finished(setting.run(name, seed), setting.corpus, needs="predictions.jsonl", stage1=setting.stage1(seed))
+        if not finished(setting.run(name, seed), setting.corpus, needs=PREDICTIONS, stage1=setting.stage1(seed))
     ]
     run_all(second, setting.workers, title="stage 2")
     return {name: [setting.run(name, seed) / "latest" for seed in seeds] for name in plan.variants}

@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
-from scaleearth_pl.evaluation.predictions import write_json
+from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.rsvqa.columns import NAMES
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
 from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT

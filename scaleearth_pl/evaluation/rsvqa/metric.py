@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.predictions import Prediction
+from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 BINNED_COUNT_SOURCES = ("rsvqa_lr",)

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.predictions import PREDICTIONS
+from scaleearth_pl.core.run_files import PREDICTIONS, ROW
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
 from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, SOURCES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table, read_table
 from scaleearth_pl.evaluation.rsvqa.score import MatcherScore, score_table
 from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
-ROW = "row.json"
 FLOOR = "*majority floor*"
 SPOOF = re.compile(r"spoof-(?P<metres>[\d.e+-]+)m")
 MARK = "<!-- below: written by `python -m scaleearth_pl.evaluation.rsvqa table` -->"

@@ -16,13 +16,13 @@ from rich.progress import track
 
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.images import StoredImage
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.predictions import Prediction
 from scaleearth_pl.evaluation.sheets.choose import Drawn, Key, Variant
 
 

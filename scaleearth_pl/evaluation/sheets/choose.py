@@ -19,14 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.predictions import (
-    PREDICTIONS,
-    SSE_U,
-    Prediction,
-    SseuReading,
-    read_predictions,
-    read_sse_u,
-)
+from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
+from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 
 FAMILIES = ("scale_specific", "discriminative", "identification", "other")
 """Order in which an image's questions are drawn: what needs the GSD first."""

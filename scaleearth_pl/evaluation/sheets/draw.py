@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scaleearth_pl.core.figures import GREY
-from scaleearth_pl.evaluation.predictions import SseuReading
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.sheets.answers import Shown
 from scaleearth_pl.evaluation.sheets.choose import Drawn
 from scaleearth_pl.evaluation.sheets.paper import DPI, LINE, MARGIN, Page, gsd_text, reading_text, shortened, wrapped

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
+from scaleearth_pl.core.run_files import Prediction, SseuReading
 from scaleearth_pl.evaluation.sheets.answers import Picture, Said, Shown
 from scaleearth_pl.evaluation.sheets.choose import Drawn
 from scaleearth_pl.evaluation.sheets.paper import AXIS_M, Z90, gsd_text, metres, nice_bar_m, reading_text

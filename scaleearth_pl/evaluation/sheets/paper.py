@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
 from scaleearth_pl.core.figures import BLACK, BLUE, VERMILION, to_rgb
-from scaleearth_pl.evaluation.predictions import SseuReading
+from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.sheets.answers import Picture, Said
 from scaleearth_pl.evaluation.sheets.words import Words
 

@@ -1,8 +1,8 @@
 """Writes every answer and every GSD estimate of `validate` and `test` as JSON lines: what evaluation reads."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.core.files import write_text
+from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
 from scaleearth_pl.training.callbacks.board import report_of, sum_over_ranks
 from scaleearth_pl.training.report import EvalReport
 
 Row = dict[str, Any]
-
-PREDICTIONS, SSE_U = "predictions.jsonl", "sse_u.jsonl"
 
 
 class Predictions(Callback):
@@ -105,7 +105,7 @@ class Predictions(Callback):
         report = report_of(outputs, EvalReport)
         for name, rows in ((PREDICTIONS, answer_rows(report)), (SSE_U, sse_u_rows(report))):
             for row in rows:
-                self._parts[name].write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+                self._parts[name].write(json.dumps(asdict(row), allow_nan=False, ensure_ascii=False) + "\n")
                 self._written[name] += 1
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,44 +126,20 @@ class Predictions(Callback):
         trainer.strategy.barrier("parts merged")
 
 
-def answer_rows(report: EvalReport) -> Iterator[Row]:
+def answer_rows(report: EvalReport) -> Iterator[Prediction]:
     """Rows of predictions.jsonl."""
     verdicts = report.correct_B.tolist()
     for branch, correct, prediction in zip(report.branches, verdicts, report.predictions, strict=True):
-        tree = report.trees[branch.tree]
-        yield {
-            "image_id": tree.image_id,
-            "place_id": tree.place_id,
-            "source": tree.source,
-            "qa_id": branch.qa_id,
-            "type": branch.type,
-            "family": branch.family,
-            "question": branch.question,
-            "answer": branch.answer,
-            "prediction": prediction,
-            "correct": correct,
-            "gsd_m": tree.gsd_m,
-            "tier": str(tree.effective_tier),
-            "has_scale_cue": tree.has_scale_cue,
-        }
+        yield Prediction.of(report.trees[branch.tree], branch, prediction=prediction, correct=correct)
 
 
-def sse_u_rows(report: EvalReport) -> Iterator[Row]:
+def sse_u_rows(report: EvalReport) -> Iterator[SseuReading]:
     """Rows of sse_u.jsonl; none without SSE-U. One device copy for the whole batch."""
     if report.mu is None or report.log_var is None or report.nll_weight is None:
         return
     numbers = torch.stack([report.mu, torch.exp(0.5 * report.log_var), report.nll_weight]).T.tolist()
     for tree, (mu, sigma, weight) in zip(report.trees, numbers, strict=True):
-        yield {
-            "image_id": tree.image_id,
-            "place_id": tree.place_id,
-            "gsd_m": tree.gsd_m,
-            "provenance_weight": weight,
-            "mu": mu,
-            "sigma": sigma,
-            "has_scale_cue": tree.has_scale_cue,
-            "tier": str(tree.effective_tier),
-        }
+        yield SseuReading.of(tree, provenance_weight=weight, mu=mu, sigma=sigma)
 
 
 def merge_answers(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
@@ -208,10 +184,7 @@ def _merge_parts(parts: list[Path], target: Path, expected: int, merge: Any) -> 
         )
     merged: Mapping[tuple[str, ...], Row] = merge(json.loads(line) for line in lines)
     if merged:
-        waiting = target.with_name(target.name + ".tmp")
-        text = "".join(json.dumps(merged[k], ensure_ascii=False) + "\n" for k in sorted(merged))
-        waiting.write_text(text, encoding="utf-8")
-        os.replace(waiting, target)
+        write_text(target, "".join(json.dumps(merged[k], ensure_ascii=False) + "\n" for k in sorted(merged)))
     else:
         target.unlink(missing_ok=True)
     for part in parts:

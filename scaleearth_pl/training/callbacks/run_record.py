@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.gsd import RANK_TIERS, log10_gsd, rank_tier_sizes
+from scaleearth_pl.core.run_files import GATES, RUN
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.callbacks.board import sum_over_ranks
 
@@ -86,9 +87,9 @@ class RunRecord(Callback):
         if trainer.is_global_zero and isinstance(pl_module, TreeTraining):
             folder = Path(trainer.default_root_dir)
             record = self._record(trainer, pl_module, folder, so_far)
-            (folder / "run.json").write_text(json.dumps(record, indent=2))
+            (folder / RUN).write_text(json.dumps(record, indent=2))
             if pl_module.model.adapters:
-                (folder / "gates.json").write_text(json.dumps(mean_gates(pl_module.model), indent=2))
+                (folder / GATES).write_text(json.dumps(mean_gates(pl_module.model), indent=2))
 
     def _record(
         self, trainer: pl.Trainer, module: TreeTraining, folder: Path, so_far: dict[str, float]
