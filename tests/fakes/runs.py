@@ -1,10 +1,6 @@
 """Real runs of the real stages, small: a stage-1 folder in a tenth of a second, a fit in about one."""
 
-import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,41 +141,3 @@ def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     floor = 1e-6 * float(torch.stack([v.norm() for v in b.values()]).norm())
     return max(float((a[name] - b[name]).norm()) / max(float(b[name].norm()), floor) for name in b)
-
-
-def run_ranks(commands: list[list[list[str]]]) -> list[tuple[int, str]]:
-    """Runs `commands[rank]`, a list of command lines, in one process a rank over gloo; (exit status, output) of each.
-
-    The ranks share one process group for all their command lines, one after the other, which saves the imports.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(commands))}
-    shared |= {"OMP_NUM_THREADS": "1", "SCALEEARTH_VERSION": "v0", "PYTHONPATH": str(Path(__file__).parents[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, json.dumps(lines)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, lines in enumerate(commands)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
-
-
-_WORKER = """
-import json, sys, torch
-torch.set_num_threads(1)
-from scaleearth_pl.cli import main
-for line in json.loads(sys.argv[1]):
-    if status := main(line):
-        sys.exit(status)
-"""

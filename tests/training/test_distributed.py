@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes.runs import arguments, fit, make_data, run_ranks, tiny_hf
+from fakes.ranks import run_ranks
+from fakes.runs import arguments, fit, make_data, tiny_hf
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def folder(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         test = ["test", *stage2[1:], "--model.init_args.adapter", str(folder / "rank0/stage2/v0/adapter")]
         test[test.index("--runs_dir") + 1] = str(folder / "rank0")
         commands.append([stage1, stage2, test])
-    for rank, (status, output) in enumerate(run_ranks(commands)):
+    for rank, (status, output) in enumerate(run_ranks(commands, folder)):
         assert status == 0, f"rank {rank}:\n{output[-4000:]}"
     fit("stage1", fake_corpus, folder / "one", *UNCUT, steps=STEPS)
     fit("stage2", fake_corpus, folder / "one", *UNCUT, "--test_after_fit", "true", steps=STEPS)
