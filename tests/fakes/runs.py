@@ -131,6 +131,20 @@ def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for name, p in named.items()}
 
 
+def losses_and_gradients(
+    model: ScaleEarth, step: StepBatch, *, predicted_share: float
+) -> tuple[tuple[float, float], dict[str, Tensor]]:
+    """VLM and NLL means of a step with the gradients of their sum, as the training step normalises them."""
+    model.zero_grad()
+    vlm = nll = 0.0
+    for micro in step.micro:
+        out = model(micro, predicted_share=predicted_share)
+        (out.ce_sum / step.n_supervised + out.nll_sum / step.nll_weight).backward()
+        vlm += out.ce_sum.item() / step.n_supervised
+        nll += out.nll_sum.item() / step.nll_weight
+    return (vlm, nll), gradients_of(model)
+
+
 def bits_of(module: torch.nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters as bytes, by name: 4-bit weights are stored in floats that may be NaN."""
     return {name: p.detach().clone().contiguous().view(torch.uint8) for name, p in module.named_parameters()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, bits_of, fit, make_data, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
 
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
@@ -61,6 +61,15 @@ def test_every_trained_tensor_gets_gradient_in_every_step(stage2: Any) -> None:
         silent = {name for name, gradient in gradients.items() if not bool((gradient != 0).any())}
         waiting = {name for name in gradients if name.endswith(("lora_A.weight", "gate.thresholds"))}
         assert silent == (waiting if step == 0 else set())
+
+
+def test_a_step_has_the_gradient_of_its_mean_loss(stage2: Any, before: ScaleEarth) -> None:
+    """Its size too: with another factor AdamW would train the same weights, and each rank of two would agree."""
+    report = recorder_of(stage2).reports[0]
+    (vlm, _), gradients = losses_and_gradients(before, stage2.datamodule.step_batch(0), predicted_share=0.0)
+    norm = torch.stack([gradient.norm() for name, gradient in gradients.items() if "lora_" in name]).norm()
+    assert float(report.vlm_loss) == pytest.approx(vlm, rel=1e-5)
+    assert float(report.grad_norm["adapters"]) == pytest.approx(float(norm), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
