@@ -32,6 +32,10 @@ DATA: dict[str, Any] = {
 """Data settings of all fake runs: three steps an epoch, two micro-batches a step, eight to twenty questions."""
 
 
+UNDRAWN = ("--trainer.logger", "false")
+"""For runs whose board nobody reads: figures take most of a short run's time."""
+
+
 def make_data(corpus: Path, *, rank: int = 0, world_size: int = 1, **settings: Any) -> GeoScaleDataModule:
     """A DataModule without a Trainer, as one of `world_size` ranks."""
     data = GeoScaleDataModule(root=str(corpus), cache_dir=str(corpus.parent / "cache"), **(DATA | settings))

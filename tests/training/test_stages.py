@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
 
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 
-RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true")
+RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true", *UNDRAWN)
 STEPS = 4
 
 
@@ -111,7 +111,7 @@ def test_groups_have_their_own_rate_and_are_clipped_apart(fake_corpus: Path, tmp
 
 
 def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_path: Path) -> None:
-    cli = fit("stage1", fake_corpus, tmp_path, steps=1)
+    cli = fit("stage1", fake_corpus, tmp_path, *UNDRAWN, steps=1)
     assert cli.model.model.gsd_head is None
     assert not cli.model.model.adapters
     start = build_backbone(BackboneConfig(), token_ids=cli.datamodule.processor.token_ids)
