@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fakes.runs import EXPERIMENTS, fit
+from fakes.runs import EXPERIMENTS, UNDRAWN, fit
 
 from scaleearth_pl.cli import main
 
@@ -18,6 +18,8 @@ FILES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if p.parent.name not in ("
 BASES = [EXPERIMENTS / "stage1.yaml", EXPERIMENTS / "stage2.yaml"]
 OVERLAYS = [path for path in FILES if path not in BASES]
 VARIANTS = [path for path in OVERLAYS if path.parent.name in ("baseline", "ablation")]
+DRAWN = ("bucketed", "plain_lora", "no_sse_u", "shared_thresholds")
+"""Variants with other gates or no head, at which a figure may fail; the figures of the rest are ours."""
 
 
 def name_of(path: Path) -> str:
@@ -58,6 +60,7 @@ def test_the_readme_lists_each_file_once() -> None:
 def test_the_discovery_finds_them() -> None:
     assert {"stage1.yaml", "stage2.yaml", "size/tiny.yaml", "size/8b.yaml"} < {name_of(path) for path in FILES}
     assert len(VARIANTS) >= 7
+    assert {*DRAWN} < {path.stem for path in VARIANTS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -110,6 +113,7 @@ def get(config: Any, key: tuple[str, ...]) -> Any:
 @pytest.mark.parametrize("path", VARIANTS, ids=name_of)
 def test_a_variant_trains_and_is_tested(path: Path, fake_corpus: Path, tmp_path: Path) -> None:
     """Two steps and the test split: what `make compare` does, small."""
-    cli = fit("stage2", fake_corpus, tmp_path, "-c", str(path), "--test_after_fit", "true", steps=2)
+    words = ["-c", str(path), "--test_after_fit", "true", *(() if path.stem in DRAWN else UNDRAWN)]
+    cli = fit("stage2", fake_corpus, tmp_path, *words, steps=2)
     assert (cli.run_folder / "predictions.jsonl").exists()
     assert (cli.run_folder / "adapter" / "scaleearth.json").exists()

@@ -124,22 +124,28 @@ class TreeTraining(pl.LightningModule):
         """One optimizer step over all micro-batches of this rank."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         n_supervised, trust = self._over_ranks([batch.n_supervised, batch.nll_weight])
-        losses = [self._backward(micro, n_supervised, trust, last=micro is batch.micro[-1]) for micro in batch.micro]
+        lambda_eff = self.lambda_eff()  # of this step: `global_step` moves on with the optimizer
+        losses = [
+            self._backward(micro, n_supervised, trust, lambda_eff, last=micro is batch.micro[-1])
+            for micro in batch.micro
+        ]
         self.finish_gradients()
         norms = clip_groups(optimizer, self.optim.clip_norm)
         lrs = {str(g["name"]): float(g["lr"]) for g in optimizer.param_groups}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
-        return {"report": self._report(batch, losses, n_supervised, trust, norms, lrs)}
+        return {"report": self._report(batch, losses, n_supervised, trust, lambda_eff, norms, lrs)}
 
-    def _backward(self, micro: TreeBatch, n_supervised: Tensor, trust: Tensor, *, last: bool) -> TreeLosses:
+    def _backward(
+        self, micro: TreeBatch, n_supervised: Tensor, trust: Tensor, lambda_eff: float, *, last: bool
+    ) -> TreeLosses:
         world = self.trainer.world_size
         with nullcontext() if last else self._no_sync():
             out = self.model(micro, predicted_share=self.predicted_share())
             loss = out.ce_sum / n_supervised
             if out.nll_sum is not None:
-                loss = loss + self.lambda_eff() * out.nll_sum / trust
+                loss = loss + lambda_eff * out.nll_sum / trust
             self.manual_backward(world * loss)
         return cast(TreeLosses, out.detach())
 
@@ -160,6 +166,7 @@ class TreeTraining(pl.LightningModule):
         losses: list[TreeLosses],
         n_supervised: Tensor,
         trust: Tensor,
+        lambda_eff: float,
         norms: dict[str, Tensor],
         lrs: dict[str, float],
     ) -> StepReport:
@@ -175,10 +182,10 @@ class TreeTraining(pl.LightningModule):
         images = _per_image(batch, losses, cue) if has_head else {}
         return StepReport(
             step=self.global_step,
-            loss=vlm_loss if nll is None else vlm_loss + self.lambda_eff() * nll,
+            loss=vlm_loss if nll is None else vlm_loss + lambda_eff * nll,
             vlm_loss=vlm_loss,
             nll=nll,
-            lambda_eff=self.lambda_eff(),
+            lambda_eff=lambda_eff,
             lr=lrs,
             grad_norm=norms,
             n_questions=batch.n_questions,

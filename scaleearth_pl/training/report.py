@@ -35,7 +35,7 @@ class StepReport:
         loss: total loss, `vlm_loss + lambda_eff * nll`.
         vlm_loss: cross-entropy per supervised token, in nats.
         nll: Gaussian NLL of log10 GSD per unit of trust, or None.
-        lambda_eff: factor of the NLL in the total loss after its ramp.
+        lambda_eff: factor of the NLL in the total loss, as this step's gradient had it; 0 in the first step of a ramp.
         lr: learning rate of every parameter group, by its name.
         grad_norm: L2 norm of every parameter group's gradient before clipping ('adapters', 'thresholds', 'sse_u' in
             stage 2, 'model' in stage 1).

@@ -1,14 +1,12 @@
 """Metrics against their definitions, references in scipy and numpy, and two ranks against one."""
 
 import math
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from fakes.ranks import in_group
 from scipy.stats import norm, spearmanr
 
 from scaleearth_pl.core.batch import BranchInfo, TreeInfo
@@ -260,18 +258,9 @@ def measure(batches: list[tuple[int, int]]) -> dict[str, float]:
     return numbers | {"records": float(records.compute().shape[0])}
 
 
-def work(rank: int, folder: str, cases: list[list[list[tuple[int, int]]]]) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.save([measure(batches_of_rank[rank]) for batches_of_rank in cases], f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_ranks_equal_one_also_when_uneven_or_one_saw_nothing(tmp_path: Path):
     cases = [[[(0, 9), (1, 6)], [(2, 4)]], [[(0, 9), (1, 6)], []], [[], []]]
-    mp.spawn(work, args=(str(tmp_path), cases), nprocs=2)
-    apart = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    apart = in_group(lambda rank: [measure(batches[rank]) for batches in cases], tmp_path)
     for case, first, second in zip(cases, *apart):
         together = measure(case[0] + case[1])
         assert first == pytest.approx(second, nan_ok=True)

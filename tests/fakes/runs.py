@@ -1,10 +1,6 @@
 """Real runs of the real stages, small: a stage-1 folder in a tenth of a second, a fit in about one."""
 
-import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +30,10 @@ DATA: dict[str, Any] = {
     "max_pixels": 16384,
 }
 """Data settings of all fake runs: three steps an epoch, two micro-batches a step, eight to twenty questions."""
+
+
+UNDRAWN = ("--trainer.logger", "false")
+"""For runs whose board nobody reads: figures take most of a short run's time."""
 
 
 def make_data(corpus: Path, *, rank: int = 0, world_size: int = 1, **settings: Any) -> GeoScaleDataModule:
@@ -135,6 +135,20 @@ def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for name, p in named.items()}
 
 
+def losses_and_gradients(
+    model: ScaleEarth, step: StepBatch, *, predicted_share: float
+) -> tuple[tuple[float, float], dict[str, Tensor]]:
+    """VLM and NLL means of a step with the gradients of their sum, as the training step normalises them."""
+    model.zero_grad()
+    vlm = nll = 0.0
+    for micro in step.micro:
+        out = model(micro, predicted_share=predicted_share)
+        (out.ce_sum / step.n_supervised + out.nll_sum / step.nll_weight).backward()
+        vlm += out.ce_sum.item() / step.n_supervised
+        nll += out.nll_sum.item() / step.nll_weight
+    return (vlm, nll), gradients_of(model)
+
+
 def bits_of(module: torch.nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters as bytes, by name: 4-bit weights are stored in floats that may be NaN."""
     return {name: p.detach().clone().contiguous().view(torch.uint8) for name, p in module.named_parameters()}
@@ -145,41 +159,3 @@ def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     floor = 1e-6 * float(torch.stack([v.norm() for v in b.values()]).norm())
     return max(float((a[name] - b[name]).norm()) / max(float(b[name].norm()), floor) for name in b)
-
-
-def run_ranks(commands: list[list[list[str]]]) -> list[tuple[int, str]]:
-    """Runs `commands[rank]`, a list of command lines, in one process a rank over gloo; (exit status, output) of each.
-
-    The ranks share one process group for all their command lines, one after the other, which saves the imports.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(commands))}
-    shared |= {"OMP_NUM_THREADS": "1", "SCALEEARTH_VERSION": "v0", "PYTHONPATH": str(Path(__file__).parents[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, json.dumps(lines)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, lines in enumerate(commands)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
-
-
-_WORKER = """
-import json, sys, torch
-torch.set_num_threads(1)
-from scaleearth_pl.cli import main
-for line in json.loads(sys.argv[1]):
-    if status := main(line):
-        sys.exit(status)
-"""

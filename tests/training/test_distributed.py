@@ -1,9 +1,9 @@
 """Two processes with uneven work, one of them idle for a step, train what one process trains.
 
-Stage 1 runs under FSDP2 (the strategy of `stage1.yaml`), stage 2 in 4-bit under DDP, both over gloo on the CPU.
-The single process cuts its steps differently too. What is left is the order of fp32 sums, which AdamW lifts where a
-gradient is small (it divides by its size), so parameters are compared in norm: after three steps the difference is at
-most 1e-4 of the update. Rank 1 is given a folder of its own: whatever it writes would be seen.
+Stage 1 runs under FSDP2 (the strategy of `stage1.yaml`), stage 2 in 4-bit under DDP and with its base sharded, all over
+gloo on the CPU. The single process cuts its steps differently too. What is left is the order of fp32 sums, which AdamW
+lifts where a gradient is small (it divides by its size), so parameters are compared in norm: after three steps the
+difference is at most 1e-4 of the update. Rank 1 is given a folder of its own: whatever it writes would be seen.
 """
 
 import json
@@ -11,41 +11,62 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes.runs import arguments, fit, make_data, run_ranks, tiny_hf
+from fakes.ranks import run_ranks
+from fakes.runs import UNDRAWN, arguments, fit, make_data, tiny_hf
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-UPDATE = 1e-4
+UPDATE, CURVE = 1e-4, 1e-3
 STEPS = 3
+STAGE_OF = {"stage1": "stage1", "stage2": "stage2", "sharded": "stage2"}
+"""The single process's run by the name of the two processes' run."""
+ADAPTER = ("adapter/adapter_model.safetensors", "adapter/scaleearth.safetensors")
+CURVES = ("train/loss_total", "train/gsd_nll", "train/grad_norm/")
 UNEVEN = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "280")
 UNCUT = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "1000")
 STRATEGY = "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy"
 AUTO = ("--trainer.strategy.data_parallel_size", "auto", "--trainer.strategy.tensor_parallel_size", "auto")
 FSDP2 = ("--trainer.devices", "2", "--trainer.strategy", STRATEGY, *AUTO)
+GATHERED = (*FSDP2, "--trainer.strategy.save_distributed_checkpoint", "false")
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 @pytest.fixture(scope="module")
 def folder(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`one/` of a single process, `rank0/` and `rank1/` of two."""
+    """`one/` of a single process, `rank0/` and `rank1/` of two; `start/` holds stage 2 before its first step."""
     folder = tmp_path_factory.mktemp("ranks")
     commands = []
     for rank in range(2):
         runs = folder / f"rank{rank}"
         stage1 = arguments("stage1", fake_corpus, runs, *UNEVEN, *FSDP2, steps=STEPS)
         stage2 = arguments("stage2", fake_corpus, runs, *UNEVEN, *DDP, steps=STEPS)
+        sharded = arguments("stage2", fake_corpus, runs, *UNEVEN, *GATHERED, steps=STEPS, experiment="sharded")
         test = ["test", *stage2[1:], "--model.init_args.adapter", str(folder / "rank0/stage2/v0/adapter")]
         test[test.index("--runs_dir") + 1] = str(folder / "rank0")
-        commands.append([stage1, stage2, test])
-    for rank, (status, output) in enumerate(run_ranks(commands)):
+        commands.append([stage1, stage2, sharded, test])
+    for rank, (status, output) in enumerate(run_ranks(commands, folder)):
         assert status == 0, f"rank {rank}:\n{output[-4000:]}"
     fit("stage1", fake_corpus, folder / "one", *UNCUT, steps=STEPS)
     fit("stage2", fake_corpus, folder / "one", *UNCUT, "--test_after_fit", "true", steps=STEPS)
+    no_step = ("--model.init_args.optim.lr", "1.0e-30")
+    fit("stage2", fake_corpus, folder / "start", *UNCUT, *no_step, *UNDRAWN, steps=1)
     return folder
 
 
-def both(folder: Path, stage: str, file: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return load_file(folder / "rank0" / stage / "v0" / file), load_file(folder / "one" / stage / "latest" / file)
+def of_two(folder: Path, experiment: str) -> Path:
+    return folder / "rank0" / experiment / "v0"
+
+
+def of_one(folder: Path, experiment: str) -> Path:
+    return folder / "one" / STAGE_OF[experiment] / "latest"
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    """Losses and gradient norms of every step, as the board has them."""
+    events = EventAccumulator(str(run)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(CURVES)]
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
 
 
 def norm(tensors: dict[str, Tensor]) -> float:
@@ -66,24 +87,35 @@ def test_the_work_is_uneven_and_once_one_rank_has_none(fake_corpus: Path) -> Non
 
 
 def test_stage_1_under_fsdp2(folder: Path, fake_corpus: Path) -> None:
-    two, one = both(folder, "stage1", "hf/model.safetensors")
-    update = minus(one, load_file(tiny_hf(fake_corpus) / "model.safetensors"))
-    assert norm(minus(two, one)) < UPDATE * norm(update)
+    start = load_file(tiny_hf(fake_corpus) / "model.safetensors")
+    two, one = (load_file(run(folder, "stage1") / "hf/model.safetensors") for run in (of_two, of_one))
+    assert norm(minus(two, one)) < UPDATE * norm(minus(one, start))
 
 
-def test_stage_2_under_ddp(folder: Path) -> None:
-    two, one = both(folder, "stage2", "adapter/adapter_model.safetensors")
-    update = {name: value for name, value in one.items() if "lora_B" in name}
-    assert norm(update) > 0.01
-    assert norm(minus(two, one)) < UPDATE * norm(update)
-    two, one = both(folder, "stage2", "adapter/scaleearth.safetensors")
-    assert norm(minus(two, one)) < UPDATE * norm(one)
+@pytest.mark.parametrize("experiment", ["stage2", "sharded"])
+@pytest.mark.parametrize("file", ADAPTER)
+def test_stage_2_under_ddp_and_fsdp2(folder: Path, experiment: str, file: str) -> None:
+    start = load_file(folder / "start/stage2/latest" / file)
+    two, one = (load_file(run(folder, experiment) / file) for run in (of_two, of_one))
+    assert norm(minus(one, start)) > 0.01
+    assert norm(minus(two, one)) < UPDATE * norm(minus(one, start))
+
+
+@pytest.mark.parametrize("experiment", STAGE_OF)
+def test_losses_and_gradients_are_those_of_one_process(folder: Path, experiment: str) -> None:
+    """Of the gradients their size, too: what AdamW makes of them does not depend on it."""
+    two, one = curves(of_two(folder, experiment)), curves(of_one(folder, experiment))
+    groups = {"model"} if experiment == "stage1" else {"adapters", "thresholds", "sse_u"}
+    assert {"train/loss_total", *(f"train/grad_norm/{group}" for group in groups)} <= two.keys() == one.keys()
+    for tag, values in one.items():
+        assert len(values) == STEPS
+        assert two[tag] == pytest.approx(values, rel=CURVE), tag
 
 
 def test_folders_are_written_once_by_rank_zero_and_whole(folder: Path) -> None:
     assert [path for path in (folder / "rank1").rglob("*") if path.is_file()] == []
     for stage, product in (("stage1", "hf"), ("stage2", "adapter")):
-        two, one = folder / "rank0" / stage / "v0", folder / "one" / stage / "latest"
+        two, one = of_two(folder, stage), of_one(folder, stage)
         assert json.loads((two / "run.json").read_text())["world_size"] == 2
         assert {path.name for path in (two / product).iterdir()} == {path.name for path in (one / product).iterdir()}
         texts = [p.name for p in (one / product).iterdir() if p.suffix == ".json" and p.name != "scaleearth.json"]
@@ -93,11 +125,12 @@ def test_folders_are_written_once_by_rank_zero_and_whole(folder: Path) -> None:
 
 
 def test_two_processes_answer_every_question_once(folder: Path) -> None:
-    two, one = folder / "rank0/stage2/v0", folder / "one/stage2/latest"
+    two, one = of_two(folder, "stage2"), of_one(folder, "stage2")
     answers = [[json.loads(line) for line in (f / "predictions.jsonl").open()] for f in (two, one)]
     keys = [[(row["image_id"], row["qa_id"]) for row in rows] for rows in answers]
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == len(keys[0]) > 10
+    assert [row["correct"] for row in answers[0]] == [row["correct"] for row in answers[1]]
     images = [[json.loads(line) for line in (f / "sse_u.jsonl").open()] for f in (two, one)]
     for a, b in zip(*images, strict=True):
         assert (a["image_id"], a["provenance_weight"]) == (b["image_id"], b["provenance_weight"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fakes.corpus import make_fake_corpus
-from fakes.runs import gradients_of, make_data, relative_difference, tiny_model
+from fakes.runs import losses_and_gradients, make_data, relative_difference, tiny_model
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.model.scaleearth import ScaleEarth
@@ -26,18 +26,6 @@ def whole(corpus: Path, *, max_branches: int = 64, budget: int = 1_000_000) -> S
     return data.step_batch(0)
 
 
-def losses_and_gradients(model: ScaleEarth, step: StepBatch):
-    """VLM and NLL means of a step with the gradients of their sum, as the training step normalises them."""
-    model.zero_grad()
-    vlm = nll = 0.0
-    for micro in step.micro:
-        out = model(micro, predicted_share=0.5)
-        (out.ce_sum / step.n_supervised + out.nll_sum / step.nll_weight).backward()
-        vlm += out.ce_sum.item() / step.n_supervised
-        nll += out.nll_sum.item() / step.nll_weight
-    return (vlm, nll), gradients_of(model)
-
-
 @pytest.fixture(scope="module")
 def model(corpus: Path) -> ScaleEarth:
     return tiny_model(corpus)
@@ -45,7 +33,7 @@ def model(corpus: Path) -> ScaleEarth:
 
 @pytest.fixture(scope="module")
 def reference(corpus: Path, model: ScaleEarth):
-    return losses_and_gradients(model, whole(corpus))
+    return losses_and_gradients(model, whole(corpus), predicted_share=0.5)
 
 
 @pytest.mark.parametrize(("max_branches", "budget"), [(1, 1_000_000), (3, 1_000_000), (64, 600), (64, 340), (2, 160)])
@@ -56,7 +44,7 @@ def test_trees_equal_single_questions_however_the_step_is_cut(
     assert budget == 1_000_000 or len(step.micro) > 2
     if max_branches == 1:
         assert sum(len(m.trees) for m in step.micro) == step.n_questions
-    losses, gradients = losses_and_gradients(model, step)
+    losses, gradients = losses_and_gradients(model, step, predicted_share=0.5)
     print(
         max_branches,
         budget,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fakes.runs import fit, tiny_model
+from fakes.runs import UNDRAWN, fit, tiny_model
 
 from scaleearth_pl.training import memory
 from scaleearth_pl.training.preflight import predicted_peak_bytes
@@ -28,7 +28,7 @@ def test_a_run_decides_by_its_largest_micro_batch(
     monkeypatch.setattr(memory, "device_bytes", lambda: (10**6, "cpu"))
     facts: dict[str, str] = {}
     monkeypatch.setattr("scaleearth_pl.training.callbacks.preflight.print_facts", facts.update)
-    quiet = ["--data.val_splits", "[]", "--trainer.logger", "false"]
+    quiet = ["--data.val_splits", "[]", *UNDRAWN]
     run = fit("stage2", fake_corpus, tmp_path, "--model.init_args.backbone.checkpointing", "auto", *quiet, steps=1)
     assert run.model.model.backbone.is_activation_checkpointing
     assert run.datamodule.micro_tokens == 400

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, Interrupted, bits_of, fit, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, Interrupted, bits_of, fit, recorder_of, tiny_hf
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
@@ -30,7 +30,7 @@ def run(stage: str, corpus: Path, runs: Path, *extra: str, stop: int | None = No
     runs.mkdir(exist_ok=True)
     overlay = runs / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    return fit(stage, corpus, runs, "-c", str(overlay), *extra, steps=STEPS)
+    return fit(stage, corpus, runs, "-c", str(overlay), *UNDRAWN, *extra, steps=STEPS)
 
 
 @pytest.mark.parametrize(("stage", "stop"), [("stage1", 2), ("stage2", 2), ("stage2", 3)])

@@ -1,6 +1,6 @@
 """A frozen 4-bit base that is sharded computes what it computed before, or the run does not start.
 
-One process with a mesh of one rank: the calls are those of many, the numbers must not change. Two ranks: C5 of `make torture`.
+A mesh of one rank: the calls are those of many, the numbers must not change. Two ranks train in test_distributed.py.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,34 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fakes.ranks import in_group
 from fakes.runs import make_data, tiny_model
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from scaleearth_pl.core.errors import PreflightError
 from scaleearth_pl.training import sharding
 from scaleearth_pl.training.sharding import average_gradients, shard_frozen, transformer_blocks
+
+
+def averaged(rank: int) -> list[Tensor]:
+    """Gradients that both ranks have, one has, and none has, after they were averaged."""
+    both, first, none = (
+        torch.nn.Parameter(torch.ones(n, dtype=d)) for n, d in ((6, None), (4, None), (2, torch.double))
+    )
+    both.grad = (rank + 1) * torch.arange(6.0)
+    if rank == 0:
+        first.grad = torch.full((4,), 3.0)
+    average_gradients([both, first, none])
+    return [p.grad for p in (both, first, none)]
+
+
+def test_gradients_are_averaged_and_absent_ones_take_part(tmp_path: Path) -> None:
+    """First in this file: a process that is in a group of its own cannot be forked into another."""
+    for gradients in in_group(averaged, tmp_path):
+        expected = (1.5 * torch.arange(6.0), torch.full((4,), 1.5), torch.zeros(2, dtype=torch.double))
+        assert all(a.equal(b) for a, b in zip(gradients, expected, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +77,3 @@ def test_without_a_mesh_nothing_changes(fake_corpus: Path) -> None:
     model, batch = tiny_model(fake_corpus), make_data(fake_corpus).step_batch(0).micro[0]
     shard_frozen(SimpleNamespace(device_mesh=None), model, batch)  # type: ignore[arg-type]
     assert not any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def test_gradients_are_averaged_and_absent_ones_take_part(module: Any) -> None:
-    present, absent = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))
-    present.grad = torch.arange(6.0).view(2, 3)
-    average_gradients([present, absent])
-    assert present.grad.equal(torch.arange(6.0).view(2, 3))
-    assert absent.grad is not None
-    assert absent.grad.equal(torch.zeros(4))

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, bits_of, fit, make_data, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
 
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
 
-RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true")
+RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true", *UNDRAWN)
 STEPS = 4
 
 
@@ -63,6 +63,15 @@ def test_every_trained_tensor_gets_gradient_in_every_step(stage2: Any) -> None:
         assert silent == (waiting if step == 0 else set())
 
 
+def test_a_step_has_the_gradient_of_its_mean_loss(stage2: Any, before: ScaleEarth) -> None:
+    """Its size too: with another factor AdamW would train the same weights, and each rank of two would agree."""
+    report = recorder_of(stage2).reports[0]
+    (vlm, _), gradients = losses_and_gradients(before, stage2.datamodule.step_batch(0), predicted_share=0.0)
+    norm = torch.stack([gradient.norm() for name, gradient in gradients.items() if "lora_" in name]).norm()
+    assert float(report.vlm_loss) == pytest.approx(vlm, rel=1e-5)
+    assert float(report.grad_norm["adapters"]) == pytest.approx(float(norm), rel=1e-4)
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_recipe_runs_in_its_own_precision_and_rounds_no_gsd(fake_corpus: Path, tmp_path: Path, stage: str) -> None:
     """Every other run here is tiny's, in fp32: what the recipes say themselves would first be tried on a GPU."""
@@ -102,7 +111,7 @@ def test_groups_have_their_own_rate_and_are_clipped_apart(fake_corpus: Path, tmp
 
 
 def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_path: Path) -> None:
-    cli = fit("stage1", fake_corpus, tmp_path, steps=1)
+    cli = fit("stage1", fake_corpus, tmp_path, *UNDRAWN, steps=1)
     assert cli.model.model.gsd_head is None
     assert not cli.model.model.adapters
     start = build_backbone(BackboneConfig(), token_ids=cli.datamodule.processor.token_ids)
