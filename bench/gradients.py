@@ -11,15 +11,18 @@ The error is ||g - g_ref|| / ||g_ref|| over all trained numbers at once, float32
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.ours import LoraShape, build, forward_backward, gradients, randomise_b
-from bench.peers import Peer
 from bench.shapes import Bank
 from scaleearth_pl.model.scaleearth import ScaleEarth
+
+if TYPE_CHECKING:  # peers need the extra `bench`
+    from bench.peers import Peer
 
 
 def relative_error(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
@@ -66,7 +69,7 @@ def ours_error(bank: Bank, lora: LoraShape, numbers: range, *, k: int) -> float:
     return relative_error(gradients(packed), reference)
 
 
-def peer_error(peer: Peer, lora: LoraShape, numbers: range) -> float:
+def peer_error(peer: "Peer", lora: LoraShape, numbers: range) -> float:
     """Error of a peer's own training step against the open plain reference, on one batch of its size."""
     plain = build(peer.bank.processor, lora, gate="open", attention="sdpa")
     randomise_b(plain)

@@ -207,13 +207,13 @@ def test_settings_hash_names_every_setting():
 
 
 def test_a_million_questions_plan_in_a_second():
-    start = time.perf_counter()
+    start = time.process_time()
     lengths = fake_lengths(15_000, (90, 110))
-    made = time.perf_counter()
+    made = time.process_time()
     chosen = settings(max_branches=32, global_batch_tokens=65_536)
     plan = TrainPlan(fake_index(15_000, 512), make_items(lengths, chosen), chosen)
-    ready = time.perf_counter()
+    ready = time.process_time()
     plan.epoch(0)
-    seconds = time.perf_counter() - ready
+    seconds = time.process_time() - ready
     print(f"lengths {made - start:.2f} s, plan {ready - made:.2f} s, epoch {seconds:.3f} s, {len(plan.items)} trees")
     assert seconds < 1.0

@@ -5,9 +5,11 @@ import io
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 from fakes.subjects import tiny_subject
 from PIL import Image
+from pyarrow import parquet
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.evaluation.benchmarks import xlrs
@@ -119,9 +121,6 @@ def test_perception_and_reasoning_are_parted():
 @pytest.fixture
 def files(tmp_path):
     """Four rows as parquet and as VLMEvalKit's JSON lines: two about one image, one with two images."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     rows = [
         row(0, same=0),
         row(1, same=0, answer="C"),

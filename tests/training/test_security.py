@@ -1,13 +1,16 @@
 """A configuration imports nothing of a stranger's and leaks no secret."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 
 from scaleearth_pl.cli import main
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.training.callbacks.save_config import next_free
+from scaleearth_pl.training.command import ScaleEarthCLI
 from scaleearth_pl.training.security import REDACTED, check_arguments, redacted
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -92,8 +95,13 @@ def test_a_checkpoint_names_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.save({"hyper_parameters": {"_class_path": "stranger.X"}}, tmp_path / "hostile.ckpt")
     recipe = ["-c", str(EXPERIMENTS / "stage1.yaml"), "-c", str(EXPERIMENTS / "size" / "tiny.yaml")]
     words = ["fit", *recipe, "--runs_dir", str(tmp_path / "runs"), "--data.root", str(tmp_path / "absent")]
-    assert main([*words, "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 2
+    words += ["--ckpt_path", str(tmp_path / "hostile.ckpt")]
+    assert main(words) == 2
     assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr(ScaleEarthCLI, "_parse_ckpt_path", LightningCLI._parse_ckpt_path)
+    assert main(words) == 2
+    assert (tmp_path / "ran").exists(), "Lightning's own reading did not import the class either: the attack is none"
+    sys.modules.pop("stranger")
 
 
 def test_allowed_names_and_plain_values_pass() -> None:
