@@ -166,7 +166,9 @@ class GeoScaleDataModule(pl.LightningDataModule):
     @property
     def micro_tokens(self) -> int:
         """Most tokens of a training micro-batch; what memory must hold."""
-        return self._schedule("train").budget
+        schedule = self._schedule("train")
+        assert isinstance(schedule, TrainSchedule)  # kind "train" always is one
+        return schedule.most_tokens
 
     def prepare_data(self) -> None:
         """Makes tokenizer and token lengths once per node, before the ranks need them."""

@@ -10,6 +10,7 @@ A rank without work, a micro-batch that only evens out the ranks, and one whose 
 *weightless* copy of another tree: same collectives, nothing supervised, no question counted.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Protocol
@@ -53,6 +54,13 @@ class TrainSchedule:
     def __init__(self, plan: TrainPlan, *, world_size: int, budget: int) -> None:
         self.plan, self.world_size, self.budget = plan, world_size, budget
         self.steps_per_epoch = plan.steps_per_epoch
+
+    @property
+    def most_tokens(self) -> int:
+        """Bound on a micro-batch: the budget, or a rank's part of a step, where step and part may be over by a tree each."""
+        largest = int(self.plan.items.cost_N.max())
+        mean_step = self.plan.tokens_per_epoch / self.steps_per_epoch
+        return min(self.budget, math.ceil((mean_step + largest) / self.world_size) + largest)
 
     def all_ranks(self, step: int) -> tuple[MicroBatches, ...]:
         """Item numbers of every rank's micro-batches."""

@@ -2,8 +2,9 @@
 
 Recomputing costs 1.4 times the time, so it is off wherever the predicted peak of the largest micro-batch stays below a
 share of the device's memory. Decided per rank from its own device: it changes no number, so ranks may differ. The
-prediction counts weights, moments and about 34 hidden-sized values a token and layer (`preflight.predicted_peak_bytes`);
-the share leaves room for what it does not know, such as fragments and kernels' scratch.
+prediction counts weights, moments and activations (`preflight.predicted_peak_bytes`); the share leaves room for what it
+does not know, such as logits, fragments and kernels' scratch. `micro_token_budget: auto` fills half of the memory by the
+same count, which turns recomputing on only where the weights take a third.
 """
 
 import logging
@@ -32,7 +33,7 @@ def decide_checkpointing(model: ScaleEarth, *, tokens: int) -> bool:
 
     Args:
         model: before it is wrapped or sharded.
-        tokens: of the largest micro-batch.
+        tokens: of the largest micro-batch that can occur.
     """
     total, kind = device_bytes()
     usable = USABLE_SHARE[kind] * total

@@ -21,6 +21,7 @@ from scaleearth_pl.core.errors import PreflightError
 from scaleearth_pl.core.gsd import Tier
 from scaleearth_pl.data.plan import Items
 from scaleearth_pl.data.shards import ShardIndex
+from scaleearth_pl.model.activations import bytes_per_token
 from scaleearth_pl.model.scaleearth import ScaleEarth
 
 PERTURBATION = 1e-2
@@ -157,15 +158,18 @@ def perturbed(parameters: list[nn.Parameter], seed: int = 0) -> Iterator[None]:
 def predicted_peak_bytes(model: ScaleEarth, tokens: int, *, checkpointing: bool) -> int:
     """Weights, AdamW's two moments and gradients of what trains (of this rank's shards), activations of one micro-batch.
 
-    Activations per token and layer are about 34 hidden-sized values (attention, MLP, LoRA inputs) without
-    checkpointing and one with; logits are counted by the supervised tokens only, a few percent, and left out.
+    What a token's activations take, and what is left out of them: `model/activations.py`.
     """
     weights = sum(_bytes_here(p) for p in model.parameters())
     training = sum(_bytes_here(p) * 3 for p in model.parameters() if p.requires_grad)
-    text = model.backbone.config.text_config
-    values = 1 if checkpointing else 34
-    element = torch.finfo(model.backbone.lm_head.weight.dtype).bits // 8
-    return int(weights + training + tokens * text.num_hidden_layers * text.hidden_size * values * element)
+    per_token = bytes_per_token(
+        model.backbone.config.text_config,
+        element=torch.finfo(model.backbone.lm_head.weight.dtype).bits // 8,
+        rank=model.rank,
+        trained=not model.adapters,
+        checkpointing=checkpointing,
+    )
+    return weights + training + tokens * per_token
 
 
 def bytes_on_disk(model: ScaleEarth, *, n_checkpoints: int) -> int:

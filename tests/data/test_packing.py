@@ -60,4 +60,4 @@ def test_auto_budget_without_a_gpu(monkeypatch):
     assert auto_token_budget() == CPU_TOKEN_BUDGET
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (80 * 2**30, 80 * 2**30))
-    assert 8_192 < auto_token_budget() < 16_384
+    assert 4_096 < auto_token_budget() < 8_192

@@ -96,6 +96,19 @@ def test_the_budget_changes_neither_order_nor_content(corpus):
     assert max(len(small.step_batch(s).micro) for s in range(small.steps_per_epoch)) > 1
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+@pytest.mark.parametrize("budget", [500, 10**6])
+def test_the_largest_micro_batch_is_bounded(corpus, world_size, budget):
+    dm = module(corpus, 0, world_size, micro_token_budget=budget)
+    schedule = dm.dataset().schedule
+    cost_N = dm.split_plan("train").items.cost_N
+    steps = range(2 * schedule.steps_per_epoch)
+    largest = max(int(cost_N[list(m)].sum()) for s in steps for micros in schedule.all_ranks(s) for m in micros)
+    assert largest <= dm.micro_tokens <= budget
+    if budget == 10**6:
+        assert dm.micro_tokens < 3 * largest
+
+
 def test_normalisers_add_up_over_ranks(corpus):
     whole = module(corpus)
     for step in (0, 3):
