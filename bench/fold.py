@@ -37,6 +37,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.data.collate import collate
+from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.model import shared_image
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.model.gated_lora import GatedLoRALinear
@@ -46,7 +47,6 @@ from scaleearth_pl.model.shared_image import TreeLayout, hidden_states
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.fold import FoldScale, cell, fold, parse_grid
-from scaleearth_pl.serving.loading import load_model
 from scaleearth_pl.serving.verify import probe
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 
@@ -188,19 +188,14 @@ def _other_attention(model: ScaleEarth, batch: TreeBatch, features: Any, scale: 
 def _folded(model: ScaleEarth, scale: FoldScale) -> Iterator[None]:
     """The model's layers with A' in place of gate and A; A' is float32, as in a folder."""
     tensors = fold(model.adapters, scale)
-
-    def put(name: str, layer: nn.Module) -> None:
-        parent, _, last = name.rpartition(".")
-        setattr(model.backbone.get_submodule(parent), last, layer)
-
     for name, layer in model.adapters.items():
         A, B = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
-        put(name, Folded(layer, A, B))
+        model.backbone.set_submodule(name, Folded(layer, A, B))
     try:
         yield
     finally:
         for name, layer in model.adapters.items():
-            put(name, layer)
+            model.backbone.set_submodule(name, layer)
 
 
 @contextmanager
