@@ -200,6 +200,9 @@ def test_plateau_is_one_region() -> None:
     accuracy = np.array([0.5, 0.9, 0.89, 0.5, 0.895])
     middle, first, last = findings.plateau(np.arange(5.0), accuracy, 0.015)
     assert (first, last, middle) == (1.0, 2.0, 1.5)
+    assert findings.plateau(np.arange(5.0), np.array([0.5, 0.895, 0.9, 0.892, 0.7]), 0.01) == (2.0, 1.0, 3.0)
+    assert findings.plateau(np.arange(5.0), np.array([0.9, 0.5, 0.895, 0.9, 0.7]), 0.01) == (0.0, 0.0, 0.0)
+    assert findings.plateau(np.arange(-2.0, 3.0), np.full(5, 0.6), 0.01) == (0.0, -2.0, 2.0), "flat: its middle"
 
 
 def corpus(root: Path, content: str = "abc") -> Path:

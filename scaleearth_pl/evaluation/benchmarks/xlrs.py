@@ -42,7 +42,6 @@ REASONING = frozenset(SUBTASKS[:5])
 """Sub-tasks that need reasoning; the rest is perception (our reading of the paper's 10 + 6 sub-tasks)."""
 
 SEVERAL_ANSWERS = "Land use classification/Overall Land use classification"
-HARNESSES = ("lmms-eval", "vlmevalkit", "vlmevalkit-2025", "present")
 EXTRACTORS = ("official", "strict")
 MAX_NEW_TOKENS = 64
 

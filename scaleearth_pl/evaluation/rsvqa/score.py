@@ -145,11 +145,6 @@ def repository_numbers(name: str, types: dict[str, TypeScore]) -> dict[str, Any]
     return {"AA": sum(t.score for t in types.values()) / len(types), "OA": _micro(types)}
 
 
-def score_rows(rows: Sequence[Answered], matcher: Matcher, dataset: Dataset) -> list[float]:
-    """The matcher's score of every row, for bootstrap intervals; types that it leaves out are scored all the same."""
-    return [matcher.score(_case(row, dataset)) for row in rows]
-
-
 def _case(row: Answered, dataset: Dataset) -> Case:
     return Case(target=row.target, prediction=row.prediction, type=row.type, dataset=dataset)
 
