@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from scaleearth_pl.core.curves import weighted_spearman
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.evaluation.falsify.plan import Hypothesis
@@ -25,6 +26,9 @@ from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
 Rows = Sequence[Prediction]
 BAND_DECADES = 0.25
 """Half-width of a band of true GSDs in the spoofing test."""
+
+Z90 = 1.6449
+"""Half-width of a 90 % interval, in sigmas, to the digits with which H6 was registered and judged."""
 
 SLOW_RESAMPLES = 2000
 """Resamples of statistics that are no means."""
@@ -93,12 +97,13 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
         )
 
     def coverage(weight_I: Weights, seed: slice = slice(None)) -> float:
-        inside_I = (error_SI[seed] <= 1.6449 * sigma_SI[seed]).mean(0)
+        inside_I = (error_SI[seed] <= Z90 * sigma_SI[seed]).mean(0)
         return float(np.average(inside_I, weights=weight_I))
 
     def correlation(weight_I: Weights, seed: slice = slice(None)) -> float:
-        pairs = zip(error_SI[seed], sigma_SI[seed], strict=True)
-        return float(np.mean([spearman(e, s, weight_I) for e, s in pairs]))
+        weights = torch.from_numpy(weight_I)
+        pairs = zip(torch.from_numpy(error_SI[seed]), torch.from_numpy(sigma_SI[seed]), strict=True)
+        return float(np.mean([weighted_spearman(e, s, weights).item() for e, s in pairs]))
 
     ones = np.ones(len(of_image))
     statistics = []
@@ -194,14 +199,6 @@ def plateau(grid_G: NDArray[np.float64], accuracy_G: NDArray[np.float64], within
     while last < len(good_G) - 1 and good_G[last + 1]:
         last += 1
     return float((grid_G[first] + grid_G[last]) / 2), float(grid_G[first]), float(grid_G[last])
-
-
-def spearman(a_I: NDArray[np.float64], b_I: NDArray[np.float64], weight_I: Weights) -> float:
-    """Spearman's rank correlation with frequency weights; NaN where one of them is constant."""
-    a, b = rankdata(np.repeat(a_I, weight_I.astype(int))), rankdata(np.repeat(b_I, weight_I.astype(int)))
-    if a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def paired(ours: Sequence[Rows], twin: Sequence[Rows]) -> tuple[Rows, NDArray[np.float64]]:
