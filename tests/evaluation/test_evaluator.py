@@ -24,10 +24,10 @@ from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus, gather, 
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
-from scaleearth_pl.evaluation.evaluator.row import rsvqa_scores
 from scaleearth_pl.evaluation.evaluator.run import Decoding
-from scaleearth_pl.evaluation.evaluator.views import View, quarter_decade_grid, spoof_views, standard_normal
+from scaleearth_pl.evaluation.evaluator.views import View, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
+from scaleearth_pl.evaluation.rsvqa.ours import rsvqa_scores
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.prepare.write import ShardWriter
@@ -145,8 +145,6 @@ def test_views_are_checked_and_named():
             View(**bad)
     with pytest.raises(ConfigError, match="noise"):
         View(policy="predicted", noise_decades=0.5)
-    grid = quarter_decade_grid(0.01, 1.0)
-    assert grid[0] == pytest.approx(0.01) and grid[-1] == pytest.approx(1) and len(grid) == 9
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import Prediction, SseuReading
+from scaleearth_pl.evaluation.bootstrap import Places
 from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs
 from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
-from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
 
 REGISTERED = Path(__file__).parents[2] / "experiments/falsify/hypotheses.yaml"
@@ -109,9 +109,10 @@ def test_seeds_that_disagree_are_not_supported(plan: Plan, places: Places) -> No
 
 
 def test_other_questions_are_refused(plan: Plan, places: Places) -> None:
-    cut = [answers(0.5, 1)[:-1]]
-    with pytest.raises(ConfigError, match="same questions"):
-        findings.difference(hypothesis(plan, "H2"), [answers(0.5, 1)], cut, plan.group, places)
+    rows = answers(0.5, 1)
+    for other in (rows[:-1], [replace(rows[0], answer="3"), *rows[1:]]):
+        with pytest.raises(ConfigError, match="same questions: 1 differ"):
+            findings.difference(hypothesis(plan, "H2"), [rows], [other], plan.group, places)
 
 
 def test_holm() -> None:
@@ -200,6 +201,9 @@ def test_plateau_is_one_region() -> None:
     accuracy = np.array([0.5, 0.9, 0.89, 0.5, 0.895])
     middle, first, last = findings.plateau(np.arange(5.0), accuracy, 0.015)
     assert (first, last, middle) == (1.0, 2.0, 1.5)
+    assert findings.plateau(np.arange(5.0), np.array([0.5, 0.895, 0.9, 0.892, 0.7]), 0.01) == (2.0, 1.0, 3.0)
+    assert findings.plateau(np.arange(5.0), np.array([0.9, 0.5, 0.895, 0.9, 0.7]), 0.01) == (0.0, 0.0, 0.0)
+    assert findings.plateau(np.arange(-2.0, 3.0), np.full(5, 0.6), 0.01) == (0.0, -2.0, 2.0), "flat: its middle"
 
 
 def corpus(root: Path, content: str = "abc") -> Path:

@@ -7,10 +7,10 @@ import pytest
 from fakes.subjects import tiny_subject
 from fakes.tables import view_table
 
-from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
+from scaleearth_pl.evaluation.evaluator.table import tabulate
 from scaleearth_pl.evaluation.evaluator.views import View
-from scaleearth_pl.evaluation.protocols.referee import cross_training, referee_report, referee_table, referee_views
+from scaleearth_pl.evaluation.protocols.referee import referee_report, referee_views
 from scaleearth_pl.evaluation.protocols.referee_figures import save_noise_figure, save_sse_u_figure
 from scaleearth_pl.evaluation.sse_u import sse_u_report
 
@@ -29,7 +29,7 @@ def table(readings):
 def test_views_of_the_protocols():
     names = [v.name for v in referee_views(levels_decades=(0.0, 0.5))]
     assert names == ["metadata", "predicted", "fused", "metadata-noise-0.5-seed0", "metadata-noise-0.5-told-seed0"]
-    assert [v.policy for v in referee_views(levels_decades=(), sse_u=False)] == ["metadata"]
+    assert [v.policy for v in referee_views(levels_decades=())] == ["metadata", "predicted", "fused"]
 
 
 def test_differences_to_the_oracle_are_paired(table):
@@ -43,16 +43,6 @@ def test_differences_to_the_oracle_are_paired(table):
     assert untold == pytest.approx(-0.3, abs=0.002) and told == pytest.approx(-0.1, abs=0.002)
     assert report["groups"]["cue"]["questions"] == 450 and report["groups"]["scale_specific"]["questions"] == 300
     json.dumps(report, allow_nan=False)
-
-
-def test_trained_on_oracle_or_prediction(table):
-    other = replace(view_table(referee_views(), lambda v: chance(v) + (0.1 if v.policy == "predicted" else -0.02)))
-    document = cross_training({"oracle": table, "predicted": other}, cue=None)
-    assert document["accuracy"]["predicted"]["predicted"]["estimate"] == pytest.approx(0.85, abs=0.002)
-    assert document["versus"]["predicted"]["predicted"]["estimate"] == pytest.approx(0.1, abs=0.002)
-    assert document["versus"]["metadata"]["predicted"]["estimate"] == pytest.approx(-0.02, abs=0.002)
-    with pytest.raises(ConfigError, match="other questions"):
-        cross_training({"oracle": table, "predicted": view_table(referee_views(), chance, n_places=20)})
 
 
 def test_an_honest_head_is_calibrated_and_others_are_caught(readings):
@@ -86,7 +76,7 @@ def test_groups_by_cue_and_tier(readings):
 def test_from_a_model(fake_corpus):
     subject = tiny_subject(fake_corpus)
     corpus = CorpusSplit.open(fake_corpus, "test", limit_images=2)
-    table = referee_table(subject, corpus.images(subject), levels_decades=(0.5,))
+    table = tabulate(subject, corpus.images(subject), referee_views(levels_decades=(0.5,)))
     assert table.correct_VN.shape[0] == 5 and len(table.readings) == 2
     assert referee_report(table, n_resamples=100)["sse_u"]["all"]["images"] == 2
 

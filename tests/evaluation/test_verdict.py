@@ -12,13 +12,14 @@ from fakes.runs import EXPERIMENTS
 from fakes.tables import view_table
 from scipy.stats import spearmanr
 
+from scaleearth_pl.core.run_files import Prediction, SseuReading
 from scaleearth_pl.evaluation.evaluator.views import View, shift_views, spoof_views
 from scaleearth_pl.evaluation.falsify import main, measure
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.report import Evidence, as_html, verdict_document, verdict_rows, verdict_section
 from scaleearth_pl.evaluation.falsify.runs import Setting
 from scaleearth_pl.evaluation.falsify.verdicts import Verdict
-from scaleearth_pl.evaluation.predictions import Prediction, SseuReading, write_rows
+from scaleearth_pl.evaluation.predictions import write_rows
 
 PLAN = replace(Plan.load(EXPERIMENTS / "falsify/hypotheses.yaml"), n_resamples=999, seeds=(1, 2))
 N_PLACES = 60

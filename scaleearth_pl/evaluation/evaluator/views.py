@@ -75,12 +75,6 @@ def shift_views(shifts_decades: Sequence[float]) -> tuple[View, ...]:
     return tuple(View(policy="metadata", shift_decades=float(shift)) for shift in shifts_decades)
 
 
-def quarter_decade_grid(low_m: float = 0.01, high_m: float = 100.0) -> tuple[float, ...]:
-    """10^(k/4) metres from `low_m` to `high_m`: the fixed grid of hypothesis H4."""
-    first, last = math.ceil(4 * math.log10(low_m) - 1e-9), math.floor(4 * math.log10(high_m) + 1e-9)
-    return tuple(10 ** (k / 4) for k in range(first, last + 1))
-
-
 def standard_normal(image_id: str, seed: int) -> float:
     """Draw z of one image: the same for every model, level and machine."""
     digest = hashlib.blake2b(f"{seed}|{image_id}".encode(), digest_size=8).digest()

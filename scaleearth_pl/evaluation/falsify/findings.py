@@ -11,20 +11,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from scaleearth_pl.core.curves import weighted_spearman
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
+from scaleearth_pl.evaluation.bootstrap import Places, Weights
 from scaleearth_pl.evaluation.falsify.plan import Hypothesis
-from scaleearth_pl.evaluation.falsify.resample import Places, Weights
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic
 from scaleearth_pl.evaluation.groups import correctness, group_masks
+from scaleearth_pl.evaluation.pairing import in_order, refuse_other_questions
 
 Rows = Sequence[Prediction]
 BAND_DECADES = 0.25
 """Half-width of a band of true GSDs in the spoofing test."""
+
+Z90 = 1.6449
+"""Half-width of a 90 % interval, in sigmas, to the digits with which H6 was registered and judged."""
 
 SLOW_RESAMPLES = 2000
 """Resamples of statistics that are no means."""
@@ -93,12 +98,13 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
         )
 
     def coverage(weight_I: Weights, seed: slice = slice(None)) -> float:
-        inside_I = (error_SI[seed] <= 1.6449 * sigma_SI[seed]).mean(0)
+        inside_I = (error_SI[seed] <= Z90 * sigma_SI[seed]).mean(0)
         return float(np.average(inside_I, weights=weight_I))
 
     def correlation(weight_I: Weights, seed: slice = slice(None)) -> float:
-        pairs = zip(error_SI[seed], sigma_SI[seed], strict=True)
-        return float(np.mean([spearman(e, s, weight_I) for e, s in pairs]))
+        weights = torch.from_numpy(weight_I)
+        pairs = zip(torch.from_numpy(error_SI[seed]), torch.from_numpy(sigma_SI[seed]), strict=True)
+        return float(np.mean([weighted_spearman(e, s, weights).item() for e, s in pairs]))
 
     ones = np.ones(len(of_image))
     statistics = []
@@ -196,25 +202,19 @@ def plateau(grid_G: NDArray[np.float64], accuracy_G: NDArray[np.float64], within
     return float((grid_G[first] + grid_G[last]) / 2), float(grid_G[first]), float(grid_G[last])
 
 
-def spearman(a_I: NDArray[np.float64], b_I: NDArray[np.float64], weight_I: Weights) -> float:
-    """Spearman's rank correlation with frequency weights; NaN where one of them is constant."""
-    a, b = rankdata(np.repeat(a_I, weight_I.astype(int))), rankdata(np.repeat(b_I, weight_I.astype(int)))
-    if a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
 def paired(ours: Sequence[Rows], twin: Sequence[Rows]) -> tuple[Rows, NDArray[np.float64]]:
     """The questions in the order of the first run, and the differences of correctness [S, N].
 
     Raises:
         ConfigError: other questions, or another number of seeds.
     """
-    order = [row.key for row in ours[0]]
-    if len(ours) != len(twin) or any(sorted(r.key for r in rows) != sorted(order) for rows in (*ours, *twin)):
-        raise ConfigError("runs were not evaluated on the same questions", field=PREDICTIONS)
-    both = [[_in_order(rows, order) for rows in side] for side in (ours, twin)]
-    return ours[0], np.stack([correctness(a) - correctness(b) for a, b in zip(*both, strict=True)])
+    if len(ours) != len(twin):
+        raise ConfigError("ours and twin need the same number of seeds", value=(len(ours), len(twin)))
+    for rows in (*ours[1:], *twin):
+        refuse_other_questions(ours[0], rows, file=PREDICTIONS, remedy="test all on the same corpus and split")
+    keys = [row.key for row in ours[0]]
+    right = [[correctness(in_order(rows, keys)) for rows in side] for side in (ours, twin)]
+    return ours[0], np.stack([a - b for a, b in zip(*right, strict=True)])
 
 
 def finding(hypothesis: Hypothesis, statistics: Sequence[Statistic], *, notes: Sequence[str] = ()) -> Finding:
@@ -235,7 +235,7 @@ def mean_over_seeds(name: str, value_SN: NDArray[np.float64], of_row: Sequence[s
     return Statistic(
         name=name,
         estimate=float(mean_N.mean()),
-        resamples=places.means(mean_N, of_row),
+        resamples=places.means(mean_N[None], of_row)[:, 0],
         seeds=tuple(float(v) for v in value_SN.mean(1)),
     )
 
@@ -246,11 +246,6 @@ def _with(statistic: Statistic, **bars: Any) -> Statistic:
 
 def _of(rows: Rows, mask_N: NDArray[np.bool_]) -> list[str]:
     return [row.place_id for row, kept in zip(rows, mask_N, strict=True) if kept]
-
-
-def _in_order(rows: Rows, order: Sequence[tuple[str, str]]) -> list[Prediction]:
-    by_key = {row.key: row for row in rows}
-    return [by_key[key] for key in order]
 
 
 def _signed(statistic: Statistic) -> str:

@@ -90,7 +90,6 @@ class Verdict:
     headline: bool
     statistics: tuple[Statistic, ...]
     p_adjusted: float | None
-    level: float
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -160,7 +159,6 @@ def _judge_one(finding: Finding, p_adjusted: float | None, level: float) -> Verd
         verdict=_word(finding, p_adjusted, level),
         statistics=finding.statistics,
         p_adjusted=p_adjusted,
-        level=level,
         notes=finding.notes,
     )
 

@@ -2,24 +2,22 @@
 
     1. oracle against predicted: policy metadata against predicted and fused, the same questions, paired.
     2. noise of 0 to 1 decade on the metadata, told to the gate (through sigma) and not told.
-    3. trained on oracle or on predicted GSDs, evaluated on predicted: a table of subjects against views.
+    3. trained on oracle or on predicted GSDs, evaluated on predicted: two rows of `scaleearth ablations`.
     4. SSE-U itself: `sse_u_report` of this package's sse_u.py, by tier and by scale cue.
 
-All of it is computed from one `ViewTable` per subject: 1 + 2 + 2 x levels LLM passes. Differences are paired over
+The rest is computed from one `ViewTable` per subject: 1 + 2 + 2 x levels LLM passes. Differences are paired over
 questions and resample places. Where an image shows no cue to its scale only metadata can answer, so every number is also
 given apart by cue: hypothesis H7 speaks of images with cues.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.gsd import TierBoundaries
-from scaleearth_pl.evaluation.evaluator.engine import Asked
-from scaleearth_pl.evaluation.evaluator.model import Subject
-from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable, interval, place_means, tabulate
+from scaleearth_pl.evaluation.bootstrap import interval, place_means
+from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.sse_u import sse_u_report
 
@@ -28,31 +26,15 @@ ORACLE = "metadata"
 
 
 def referee_views(
-    *, levels_decades: Sequence[float] = NOISE_DECADES, sse_u: bool = True, told: bool = True, seed: int = 0
+    *, levels_decades: Sequence[float] = NOISE_DECADES, told: bool = True, seed: int = 0
 ) -> tuple[View, ...]:
-    """Views of protocols 1 and 2: oracle, predicted and fused (with SSE-U), then noise by level, untold and told."""
-    views = [View(policy="metadata")]
-    if sse_u:
-        views += [View(policy="predicted"), View(policy="fused")]
+    """Views of protocols 1 and 2: oracle, predicted and fused, then noise by level, untold and told."""
+    views = [View(policy="metadata"), View(policy="predicted"), View(policy="fused")]
     for level in (x for x in levels_decades if x > 0):
         views.append(View(policy="metadata", noise_decades=level, seed=seed))
         if told:
             views.append(View(policy="metadata", noise_decades=level, tell_noise=True, seed=seed))
     return tuple(views)
-
-
-def referee_table(
-    subject: Subject,
-    images: Iterable[Asked],
-    *,
-    levels_decades: Sequence[float] = NOISE_DECADES,
-    boundaries: TierBoundaries | None = None,
-    budget_tokens: int = 8192,
-    seed: int = 0,
-) -> ViewTable:
-    """Answers under all views of the referee; a model without SSE-U gets no predicted and no fused view."""
-    views = referee_views(levels_decades=levels_decades, sse_u=subject.has_sse_u, seed=seed)
-    return tabulate(subject, images, views, boundaries=boundaries, budget_tokens=budget_tokens)
 
 
 def referee_report(table: ViewTable, *, n_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -98,47 +80,3 @@ def versus_oracle(table: ViewTable, view: str, keep_N: Bools, n_resamples: int =
         },
         "answer_nll": float(table.nll_VN[table.row(view), keep_N].mean()),
     }
-
-
-def cross_training(
-    tables: Mapping[str, ViewTable],
-    *,
-    views: Sequence[str] = ("metadata", "predicted"),
-    cue: bool | None = True,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Protocol 3: accuracy of each training ("oracle", "predicted", ...) under each view, and differences.
-
-    Args:
-        tables: by how the subject was trained; all on the same questions. The first is the reference.
-        views: rows of the tables.
-        cue: questions of images with scale cues (True), without (False), or all (None).
-        n_resamples: resamples of places.
-        seed: of the resampling.
-
-    Raises:
-        ConfigError: other questions, or a view that a table lacks.
-    """
-    names = list(tables)
-    first = tables[names[0]]
-    for name in names[1:]:
-        first.same_questions(tables[name])
-    keep = first.mask(cue=cue)
-    document: dict[str, Any] = {"questions": int(keep.sum()), "cue": cue, "accuracy": {}, "versus": {}}
-    for view in views:
-        rows_SN = np.stack([tables[name].correct_VN[tables[name].row(view)][keep] for name in names])
-        mean_S, resampled_RS = place_means(rows_SN, first.place_N[keep], n_resamples=n_resamples, seed=seed)
-        document["accuracy"][view] = {
-            name: {"estimate": float(mean_S[i]), "ci95": list(interval(resampled_RS[:, i]))}
-            for i, name in enumerate(names)
-        }
-        document["versus"][view] = {
-            name: {
-                "estimate": float(mean_S[i] - mean_S[0]),
-                "ci95": list(interval(resampled_RS[:, i] - resampled_RS[:, 0])),
-            }
-            for i, name in enumerate(names)
-            if i
-        }
-    return document

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa.matchers import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, Case, Matcher
 from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
 from scaleearth_pl.evaluation.rsvqa.types import LR_TYPES, Dataset, set_of
@@ -127,6 +127,12 @@ def score_table(table: Table, matcher: Matcher, *, dataset: Literal["lr", "hr", 
     )
 
 
+def score_under_all(table: Table, *, dataset: Literal["lr", "hr", "auto"] = "auto") -> dict[str, MatcherScore]:
+    """The scores of a file by matcher, without those that leave all of its types out."""
+    types = {row.type for row in table.rows}
+    return {name: score_table(table, rule, dataset=dataset) for name, rule in MATCHERS.items() if types - rule.skips}
+
+
 def repository_numbers(name: str, types: dict[str, TypeScore]) -> dict[str, Any]:
     """What the repository of this matcher prints for these scores, in its words."""
     text = {k: t for k, t in types.items() if k not in NUMERIC_TYPES}
@@ -143,11 +149,6 @@ def repository_numbers(name: str, types: dict[str, TypeScore]) -> dict[str, Any]
     if name == "exact":
         return {"Average": sum(t.score for t in types.values()) / len(types), "Overall": _micro(types)}
     return {"AA": sum(t.score for t in types.values()) / len(types), "OA": _micro(types)}
-
-
-def score_rows(rows: Sequence[Answered], matcher: Matcher, dataset: Dataset) -> list[float]:
-    """The matcher's score of every row, for bootstrap intervals; types that it leaves out are scored all the same."""
-    return [matcher.score(_case(row, dataset)) for row in rows]
 
 
 def _case(row: Answered, dataset: Dataset) -> Case:

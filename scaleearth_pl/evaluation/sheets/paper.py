@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
+from scaleearth_pl.core.curves import interval_half_width
 from scaleearth_pl.core.figures import BLACK, BLUE, VERMILION, to_rgb
 from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.sheets.answers import Picture, Said
@@ -29,7 +30,7 @@ LINE = 0.155
 """Height of a line of text, inches."""
 
 AXIS_M = (0.03, 300.0)
-Z90 = 1.645
+Z90 = interval_half_width(0.9)
 """Half width of a 90 % interval, in sigmas."""
 
 MARKS = {True: ("\N{CHECK MARK}", BLUE, "bold"), False: ("\N{BALLOT X}", VERMILION, "normal")}
