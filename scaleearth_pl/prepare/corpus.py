@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 
@@ -157,8 +158,9 @@ def rebuild(out: Path, file: Path) -> str:
     return f"rebuild with: rm -r {out} && scaleearth prepare {file} --out {out} (results on the old one do not compare)"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 3 where the importer left something out. Typed errors are the caller's."""
+    """Command line; returns the exit status: 3 where the importer left something out."""
     parser = argparse.ArgumentParser(prog="scaleearth prepare", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="YAML of experiments/corpus/")
     parser.add_argument("--out", type=Path, help="folder to build, instead of the file's `out`")

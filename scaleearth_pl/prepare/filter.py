@@ -20,8 +20,8 @@ from typing import Any
 
 from rich.table import Table
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import QuarantineLimitError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import QuarantineLimitError
 from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
 from scaleearth_pl.prepare.prompts.compose import FAMILIES
@@ -142,18 +142,14 @@ def report_table(report: FilterReport) -> Table:
     return table
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.filter", description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=Path, required=True, help="ledger of `generate`")
     parser.add_argument("--out", type=Path, required=True, help="file of what is kept")
     args = parser.parse_args(argv)
-    try:
-        report = filter_file(args.records, args.out)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
-    console().print(report_table(report))
+    console().print(report_table(filter_file(args.records, args.out)))
     return 0
 
 

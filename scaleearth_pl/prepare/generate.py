@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
@@ -122,6 +123,7 @@ def _jobs_of(
             yield make_job(facts, prompt, image, schema, parse_pairs, chat)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(

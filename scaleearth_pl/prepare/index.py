@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, QuarantineLimitError, SampleError, ShardError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
@@ -264,6 +265,7 @@ def index_foreign(root: Path, *, boundaries: TierBoundaries | None = None, max_b
     return scan
 
 
+@command
 def main(argv: list[str]) -> int:
     """Command line of `scaleearth index`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth index", description="Give WebDataset shards an index.json.")

@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.prepare.leakage TRAIN_ROOT --against EVAL_ROOT...`: did training see the evaluation's images?
+"""`scaleearth leakage TRAIN_ROOT --against EVAL_ROOT...`: did training see the evaluation's images?
 
 Three questions, by pixels and not by names (a copy rarely keeps its name):
 
@@ -27,8 +27,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.data.shard_index import ShardIndex
 from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
@@ -182,6 +182,7 @@ def exit_status(kinds: Iterable[str]) -> int:
     return 3 if found & {"leak", "whole_source"} else 4 if found & {"duplicate", "unreadable"} else 0
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth leakage", description=__doc__.split("\n")[0])
@@ -192,17 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop", type=Path, help="writes the ids of training images to leave out")
     args = parser.parse_args(argv)
     console, rows = Console(stderr=True), list[dict[str, Any]]()
-    try:
-        total = sum(count_images(path) for path in (args.root, *args.against))
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("fingerprints", total=total)
-            advance = lambda: progress.advance(task)  # noqa: E731 (a name for the reader)
-            for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
-                sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
-                rows.append(row)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    total = sum(count_images(path) for path in (args.root, *args.against))
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("fingerprints", total=total)
+        advance = lambda: progress.advance(task)  # noqa: E731 (a name for the reader)
+        for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
+            sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
+            rows.append(row)
     if args.drop:
         _write_whole(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
     counts = Counter(row["kind"] for row in rows)

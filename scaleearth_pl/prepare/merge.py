@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError, ScaleEarthError
+from scaleearth_pl.core.console import command
+from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.images import StoredImage
@@ -136,6 +136,7 @@ def merge(config: MergeConfig, out: Path, *, overwrite: bool = False) -> MergeRe
     return report
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.merge", description=__doc__.split("\n")[0])
@@ -154,11 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_unjudged=args.keep_unjudged,
         keep_own=not args.only_generated,
     )
-    try:
-        report = merge(config, args.out, overwrite=args.overwrite)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
+    report = merge(config, args.out, overwrite=args.overwrite)
     console = Console()
     console.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
     for reason in report.unreadable:

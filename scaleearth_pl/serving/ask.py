@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import GsdError, SampleError
 from scaleearth_pl.geo.filegsd import Window
 from scaleearth_pl.model.backbone import silence_loading
@@ -41,6 +42,7 @@ Result = tuple[str, list[Answer] | str]
 """An image's name with its answers, or with what is wrong with it."""
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
@@ -46,6 +47,7 @@ SSE_U_ROWS = "sse_u.jsonl"
 """SSE-U's words on the test split, which a run leaves beside its adapter."""
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json
 from scaleearth_pl.model.backbone import save_backbone, silence_loading
 from scaleearth_pl.serving.dequantise import dequantise
@@ -47,6 +48,7 @@ class BaseReport:
     gap: float
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth export-base", description="Writes the dequantised backbone.")

@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.queueing import BatchPolicy
@@ -56,6 +57,7 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)

@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from rich.console import Console
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
@@ -72,6 +73,7 @@ def create_viewer(assistant: Assistant, images: CorpusImages, *, limits: ServerL
     return app
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
