@@ -19,9 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, QuarantineLimitError, SampleError, ShardError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
@@ -273,8 +271,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-bad-share", type=float, default=0.01, help="share of bad samples that is tolerated")
     args = parser.parse_args(argv)
     scan = index_foreign(args.root, max_bad_share=args.max_bad_share)
-    console = Console()
-    console.print(f"{scan.n_samples} samples in {len(scan.entries)} shards, {len(scan.rejected)} rejected")
+    screen = console()
+    screen.print(f"{scan.n_samples} samples in {len(scan.entries)} shards, {len(scan.rejected)} rejected")
     for rejected in scan.rejected:
-        console.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}")
+        screen.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}")
     return 0

@@ -24,10 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console, progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.data.shard_index import ShardIndex
@@ -192,18 +189,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-within", action="store_true", help="do not look for duplicates inside training")
     parser.add_argument("--drop", type=Path, help="writes the ids of training images to leave out")
     args = parser.parse_args(argv)
-    console, rows = Console(stderr=True), list[dict[str, Any]]()
-    total = sum(count_images(path) for path in (args.root, *args.against))
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("fingerprints", total=total)
-        advance = lambda: progress.advance(task)  # noqa: E731 (a name for the reader)
+    rows, total = list[dict[str, Any]](), sum(count_images(path) for path in (args.root, *args.against))
+    with progress("fingerprints", total, transient=True) as advance:
         for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
             sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
             rows.append(row)
     if args.drop:
         _write_whole(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
     counts = Counter(row["kind"] for row in rows)
-    console.print(", ".join(f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source")))
+    words = (f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source"))
+    console(stderr=True).print(", ".join(words))
     return exit_status(counts)
 
 

@@ -19,9 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
@@ -156,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_own=not args.only_generated,
     )
     report = merge(config, args.out, overwrite=args.overwrite)
-    console = Console()
-    console.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
+    screen = console()
+    screen.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
     for reason in report.unreadable:
-        console.print(f"  left out: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  left out: {reason}", soft_wrap=True, markup=False)
     return 3 if report.unreadable else 0
 
 

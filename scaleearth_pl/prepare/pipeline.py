@@ -31,8 +31,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Console
-
+from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.prepare.children import children_die_with_us
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
@@ -129,13 +128,13 @@ def build(config: dict[str, Any], out: Path) -> Path:
     shutil.rmtree(work)
     if not any(work.parent.iterdir()):
         work.parent.rmdir()
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     for source, found in counts["sources"].items():
         lost = ", ".join(f"{kind} {n:,}" for kind, n in found["rejected"].items())
         n_images, n_questions = sum(found["images"].values()), sum(found["questions"].values())
-        console.print(f"{source}: {n_images:,} images, {n_questions:,} questions; left out: {lost or 'nothing'}")
+        screen.print(f"{source}: {n_images:,} images, {n_questions:,} questions; left out: {lost or 'nothing'}")
     for rule, n in counts["rules"].items():
-        console.print(f"rule {rule}: {n:,} questions dropped")
+        screen.print(f"rule {rule}: {n:,} questions dropped")
     return out
 
 
@@ -149,7 +148,7 @@ def read_config(config: dict[str, Any]) -> tuple[ArchivesConfig, EngineConfig, P
     archives = ArchivesConfig.from_dict(given)
     sources, missing = find_sources(archives)
     if missing:
-        Console(stderr=True).print(f"not there: {', '.join(missing)}")
+        console(stderr=True).print(f"not there: {', '.join(missing)}")
     part = PartConfig(
         sources=tuple(sources.values()),
         corpus=archives.corpus,

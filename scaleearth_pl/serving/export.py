@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
@@ -51,7 +50,7 @@ SSE_U_ROWS = "sse_u.jsonl"
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    screen = Console(highlight=False)
+    screen = console(highlight=False)
     silence_loading()
     _check_together(args)
     loaded = load_model(args.run, base=args.base, device=args.device)
@@ -139,7 +138,7 @@ def export_bank(
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
     with replacing(out, n_bytes * len(scales)) as new:
-        for scale in track(scales, description="folding", console=Console(stderr=True), disable=len(scales) < 2):
+        for scale in track(scales, description="folding", console=console(stderr=True), disable=len(scales) < 2):
             folder = new / scale.name
             folder.mkdir()
             tensors = fold(adapters, scale, dtype=getattr(torch, dtype))

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json
 from scaleearth_pl.model.backbone import save_backbone, silence_loading
 from scaleearth_pl.serving.dequantise import dequantise
@@ -59,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     silence_loading()
     report = export_base(load_model(args.run, base=args.base, device=args.device), args.out)
-    screen = Console(highlight=False)
+    screen = console(highlight=False)
     screen.print(f"base in {args.out}: {report.n_four_bit} layers dequantised", soft_wrap=True)
     screen.print(f"4-bit arithmetic differs from it by {report.gap:.2e} of the largest logit", soft_wrap=True)
     return 0

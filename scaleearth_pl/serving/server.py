@@ -21,9 +21,8 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from rich.console import Console
 
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.queueing import BatchPolicy
@@ -67,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     assistant = Assistant.from_pretrained(
         args.model, base=args.base, precision=args.precision, device=args.device, max_new_tokens=args.max_new_tokens
     )
-    screen = Console(stderr=True, highlight=False)
+    screen = console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}", soft_wrap=True)
     screen.print(f"http://{args.host}:{args.port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
     app = create_app(assistant, name=args.name, limits=limits, batching=batching)

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from scaleearth_pl.core.console import console
+from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.evaluation.evaluator.engine import Asked, GroupAnswers, grouped, run_views
@@ -147,7 +145,7 @@ def _answered(
 ) -> Answers:
     """All answers, those that a cut-off run has left in `part` included; each group is written there as it is done."""
     answers, done = _finished(part)
-    with _bar(f"{subject.name} · {view.name}", n_images, len(done)) as advance:
+    with progress(f"{subject.name} · {view.name}", n_images, done=len(done)) as advance:
         for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
             start = time.perf_counter()
             said = run_views(
@@ -231,19 +229,3 @@ def _lines(said: GroupAnswers, group: list[Asked], seconds: float) -> Iterator[d
                 "tier": str(tree.effective_tier),
             }
         yield {"image_id": tree.image_id, "answers": rows[g], "sse_u": reading, "seconds": seconds}
-
-
-class _bar:  # noqa: N801 (used as a function)
-    """A progress bar on stderr that yields a function to advance it."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(stderr=True))
-        self.task = self.progress.add_task(title, total=total, completed=done)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        return lambda n: self.progress.advance(self.task, n)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

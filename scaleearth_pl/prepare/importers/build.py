@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+from scaleearth_pl.core.console import console, progress_bar
 from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.geo.candidates import Resolution
@@ -132,7 +130,7 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
         ) as writer,
         open(out / QUARANTINE_NAME, "w", encoding="utf-8") as quarantine,
         open(out / "notes.jsonl", "w", encoding="utf-8") as notes,
-        _progress() as progress,
+        progress_bar(transient=True) as progress,
     ):
         for name, source in sources.items():
             task = progress.add_task(name, total=None)
@@ -150,10 +148,10 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
 def build(config: dict[str, Any], out: Path) -> Path:
     """Entry of the corpus registry; prints the summary and returns the folder `out`."""
     tally = import_archives(ArchivesConfig.from_dict(config), out)
-    console = Console(stderr=True)
-    (console if console.is_terminal else Console(stderr=True, width=140)).print(tally.table())
+    screen = console(stderr=True)
+    screen.print(tally.table())
     if tally.n_rejected:
-        console.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
+        screen.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
     return out
 
 
@@ -180,14 +178,3 @@ def _book(
         tally.inject.add(entry.sample.image_id, resolution)
     if entry.notes:
         notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": entry.notes}) + "\n")
-
-
-def _progress() -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)

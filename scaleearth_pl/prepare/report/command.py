@@ -15,10 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from scaleearth_pl.core.console import command
+from scaleearth_pl.core.console import command, console, progress
 from scaleearth_pl.core.errors import DiskSpaceError, QuarantineLimitError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 from scaleearth_pl.data.shards import ShardIndex
@@ -72,13 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("root", type=Path, help="folder that holds index.json")
     parser.add_argument("--out", type=Path, help="folder of the report; default: ROOT/report")
     args = parser.parse_args(argv)
-    out, console = args.out or args.root / "report", Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("metadata", total=len(ShardIndex.load(args.root)))
-        found = report(args.root, out, observe=lambda: progress.advance(task))
-    console.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
+    with progress("metadata", len(ShardIndex.load(args.root)), transient=True) as advance:
+        found = report(args.root, args.out or args.root / "report", observe=advance)
+    screen = console(stderr=True)
+    screen.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
     for reason in found.stats.unreadable:
-        console.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
     return 3 if found.stats.unreadable else 0
 
 
