@@ -142,7 +142,7 @@ class IntervalCoverage(_WeightedMean):
         self._add(weight, (absolute_z <= self.half_width).to(mu.dtype))
 
 
-class GsdError(Metric):
+class MaeDecades(Metric):
     """Mean |mu - s| in decades: of all images, of those that show a scale cue, of those that do not.
 
     0.15 decades is a factor of 1.41 in metres. `compute` returns `mae_decades` (NaN if no GSD was known) and, where
@@ -238,7 +238,7 @@ def sse_u_metrics() -> MetricCollection:
     """
     return MetricCollection(
         {
-            "gsd_error": GsdError(),
+            "gsd_error": MaeDecades(),
             "nll": GaussianNll(),
             "calibration_ratio": CalibrationRatio(),
             "coverage90": IntervalCoverage(0.9),

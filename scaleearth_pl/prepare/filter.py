@@ -22,7 +22,7 @@ from rich.table import Table
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import QuarantineLimitError
-from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
+from scaleearth_pl.prepare.filter_rules import RULES, PairInView, pair_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
 from scaleearth_pl.prepare.prompts.compose import FAMILIES
 from scaleearth_pl.prepare.views import view_of_facts
@@ -41,9 +41,9 @@ class FilterReport:
     empty_records: int = 0
 
 
-def reasons(candidate: Candidate) -> dict[str, str]:
+def reasons(pair: PairInView) -> dict[str, str]:
     """Rules that a pair breaks, each with why, in the order of `RULES`; empty for a good pair."""
-    found = {name: rule(candidate) for name, rule in RULES.items()}
+    found = {name: rule(pair) for name, rule in RULES.items()}
     return {name: why for name, why in found.items() if why is not None}
 
 
@@ -66,7 +66,7 @@ def filter_records(
         report.empty_records += not record["qas"]
         kept = []
         for qa in record["qas"]:
-            why = reasons(candidate_of(record, qa, view_of_facts(record)))
+            why = reasons(pair_of(record, qa, view_of_facts(record)))
             question = re.sub(r"\W+", " ", qa["question"].casefold()).strip()
             if question in asked:
                 why[DUPLICATE] = "this view has the question already"

@@ -36,7 +36,7 @@ from scaleearth_pl.data.shard_index import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
+class RejectedKey:
     """A sample that did not get into the index, and why."""
 
     file: str
@@ -49,7 +49,7 @@ class Scan:
     """What a scan found: `entries` are the index's shard records, one a file, split and tier."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedKey] = field(default_factory=list)
     image_ids: set[str] = field(default_factory=set)
 
     @property
@@ -86,7 +86,7 @@ def scan_shard(path: Path, root: Path, scan: Scan, *, boundaries: TierBoundaries
             if sample.image_id in scan.image_ids:
                 raise SampleError("duplicate image_id in the corpus", field="image_id", value=sample.image_id)
         except (SampleError, GsdError) as error:
-            scan.rejected.append(Rejected(file=file, key=key, reason=str(error)))
+            scan.rejected.append(RejectedKey(file=file, key=key, reason=str(error)))
             continue
         scan.image_ids.add(sample.image_id)
         group = columns.setdefault(
@@ -113,7 +113,7 @@ def _grouped(path: Path, file: str, scan: Scan) -> Iterator[tuple[str, dict[str,
             for info in tar:
                 key, _, ext = info.name.partition(".") if "/" not in info.name else _split_name(info.name)
                 if reason := _refuse(info, key, ext, groups):
-                    scan.rejected.append(Rejected(file=file, key=info.name, reason=reason))
+                    scan.rejected.append(RejectedKey(file=file, key=info.name, reason=reason))
                 else:
                     groups[key][ext] = _Member(path, info.offset_data, info.size)
             _check_end(path, tar.offset)
@@ -249,7 +249,7 @@ def index_foreign(root: Path, *, boundaries: TierBoundaries | None = None, max_b
         scan_shard(path, Path(root), scan, boundaries=boundaries)
     n_bad, n_all = len(scan.rejected), len(scan.rejected) + scan.n_samples
     if n_bad > max_bad_share * n_all or not scan.n_samples:
-        first = scan.rejected[0] if scan.rejected else Rejected(file=str(root), key="", reason="no samples")
+        first = scan.rejected[0] if scan.rejected else RejectedKey(file=str(root), key="", reason="no samples")
         raise QuarantineLimitError(
             f"{n_bad} of {n_all} samples were rejected, the first because: {first.reason}",
             file=first.file,

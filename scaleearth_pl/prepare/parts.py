@@ -23,7 +23,7 @@ from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.prepare.children import die_with_parent
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
-from scaleearth_pl.prepare.filter_rules import RULES, Candidate
+from scaleearth_pl.prepare.filter_rules import RULES, PairInView
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
@@ -130,7 +130,7 @@ def filtered(sample: Sample, rules: Sequence[str], boundaries: TierBoundaries, b
         return sample
     kept = []
     for qa in sample.qas:
-        candidate = Candidate(
+        pair = PairInView(
             question=qa.question,
             answer=qa.answer,
             options=qa.options or (),
@@ -139,7 +139,7 @@ def filtered(sample: Sample, rules: Sequence[str], boundaries: TierBoundaries, b
             view=view,
             gsd_sigma_log10=sample.sigma_log10,
         )
-        found = [rule for rule in rules if RULES[rule](candidate) is not None]
+        found = [rule for rule in rules if RULES[rule](pair) is not None]
         broken.update(found)
         if not found:
             kept.append(qa)
