@@ -24,7 +24,7 @@ from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import QuarantineLimitError
 from scaleearth_pl.prepare.filter_rules import RULES, PairInView, pair_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
-from scaleearth_pl.prepare.prompts.compose import FAMILIES
+from scaleearth_pl.prepare.prompts.compose import GENERATED_FAMILIES
 from scaleearth_pl.prepare.views import view_of_facts
 
 DUPLICATE = "duplicate"
@@ -94,7 +94,7 @@ def in_order(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as stream:
         for record, line in zip(read_records(path), stream, strict=False):
             try:
-                key = (record["image_id"], record["factor"], FAMILIES.index(record["family"]), record["id"])
+                key = (record["image_id"], record["factor"], GENERATED_FAMILIES.index(record["family"]), record["id"])
             except (KeyError, ValueError) as error:
                 raise LedgerError(
                     f"record is none of `generate`: {error!r}", file=path, field="id", value=record["id"]

@@ -27,10 +27,9 @@ from typing import Any
 from scaleearth_pl.core.console import command, console, progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
+from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shard_index import ShardIndex
 from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
-
-TRAINING_SPLITS = ("stage1", "train")
 
 OFFICIAL_TOTALS = {"rsvqa_lr": 77_232, "rsvqa_hr": 1_066_316}
 """Questions of all official splits of a source (Lobry et al. 2020), test included."""
@@ -116,7 +115,7 @@ def check(
     root: Path,
     against: Sequence[Path] = (),
     *,
-    splits: Sequence[str] = TRAINING_SPLITS,
+    splits: Sequence[str] = TRAINED_SPLITS,
     within: bool = True,
     observe: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
@@ -185,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scaleearth leakage", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="corpus that is trained on")
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="corpora or folders of evaluation images")
-    parser.add_argument("--splits", nargs="+", default=list(TRAINING_SPLITS), help="splits that are trained on")
+    parser.add_argument("--splits", nargs="+", default=list(TRAINED_SPLITS), help="splits that are trained on")
     parser.add_argument("--no-within", action="store_true", help="do not look for duplicates inside training")
     parser.add_argument("--drop", type=Path, help="writes the ids of training images to leave out")
     args = parser.parse_args(argv)

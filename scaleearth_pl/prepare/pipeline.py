@@ -34,13 +34,11 @@ from typing import Any, ClassVar
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.prepare.children import children_die_with_us
+from scaleearth_pl.prepare.corpus import NOT_CONTENT
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
 from scaleearth_pl.prepare.join import join_parts
 from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.parts import ImportPart, PartConfig, part_folder
-
-NOT_CONTENT = ("workers", "executor", "slurm")
-"""Keys that change no byte of a corpus."""
 
 Task = Callable[[object, int, int], None]
 """(data, rank, world size): what an executor runs."""
@@ -165,7 +163,7 @@ def work_folder(config: dict[str, Any], out: Path, part: PartConfig) -> Path:
 
     The sources that are there count as settings: parts that were built without an optional one do not fit those with it.
     """
-    content = {key: value for key, value in config.items() if key not in (*NOT_CONTENT, "out")}
+    content = {key: value for key, value in config.items() if key not in NOT_CONTENT}
     settings = [content, sorted(part.drop), [repr(source) for source in part.sources]]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return out.with_name(f"{out.name.removesuffix('.partial')}.parts") / digest[:12]

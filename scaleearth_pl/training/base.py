@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.metrics import GroupedAccuracy
+from scaleearth_pl.core.metrics import GroupedAccuracy, cue_number
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
 from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, restate
 from scaleearth_pl.training.report import EvalReport, StepReport, merge_reports
@@ -171,7 +171,7 @@ class TreeTraining(pl.LightningModule):
             dist.all_reduce(total)
         vlm_loss = total[0].float() / n_supervised
         nll = total[1].float() / trust if has_head else None
-        cue = [-1 if t.has_scale_cue is None else int(t.has_scale_cue) for m in batch.micro for t in m.trees]
+        cue = [cue_number(tree.has_scale_cue) for micro in batch.micro for tree in micro.trees]
         images = _per_image(batch, losses, cue) if has_head else {}
         return StepReport(
             step=self.global_step,

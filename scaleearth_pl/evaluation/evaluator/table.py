@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
+from scaleearth_pl.core.metrics import cue_number
 from scaleearth_pl.evaluation.bootstrap import N_RESAMPLES
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import Subject
@@ -29,8 +30,6 @@ from scaleearth_pl.evaluation.predictions import SseuReading
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-
-_CUE = {True: 1, False: 0, None: -1}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +137,7 @@ def tabulate(
             tree = said.batch.trees[branch.tree]
             scale = np.nan if tree.gsd_m is None else log10_gsd(tree.gsd_m)
             who.append((tree.image_id, tree.place_id, branch.qa_id, branch.type, branch.family,
-                        str(tree.effective_tier), _CUE[tree.has_scale_cue], scale))  # fmt: skip
+                        str(tree.effective_tier), cue_number(tree.has_scale_cue), scale))  # fmt: skip
         if said.mu_G is not None and said.sigma_G is not None:
             readings += [
                 SseuReading(
