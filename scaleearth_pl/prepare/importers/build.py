@@ -8,17 +8,17 @@ The YAML's keys: `root` (of the archives), `sources` (name -> options of the imp
 is then 3), `notes.jsonl` (what was done to single images).
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from scaleearth_pl.core.console import console, progress_bar
-from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.geo.candidates import Resolution
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
+from scaleearth_pl.prepare.importers.books import open_books, write_counts
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
@@ -128,20 +128,22 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
         ShardWriter(
             out, corpus=config.corpus, boundaries=boundaries, samples_per_shard=config.samples_per_shard
         ) as writer,
-        open(out / QUARANTINE_NAME, "w", encoding="utf-8") as quarantine,
-        open(out / "notes.jsonl", "w", encoding="utf-8") as notes,
+        open_books(out, tally) as books,
         progress_bar(transient=True) as progress,
     ):
         for name, source in sources.items():
             task = progress.add_task(name, total=None)
             stream = imported(source.records(), boundaries=boundaries, max_pixels=config.max_pixels)
             for entry, resolution in stream:
-                entry = entry if isinstance(entry, Rejected) else _write(writer, entry)
-                _book(entry, resolution, tally, quarantine, notes)
+                filed = books.file(writer, entry)
+                if isinstance(filed, Rejected):
+                    tally.judge(filed.source, filed.reason, final=False)
+                elif resolution is not None:
+                    tally.inject.add(filed.sample.image_id, resolution)
                 progress.advance(task)
             progress.update(task, total=progress.tasks[task].completed)
         tally.close()
-    (out / "import.json").write_text(json.dumps(tally.as_dict(), indent=1, sort_keys=True) + "\n")
+    write_counts(out, tally.as_dict())
     return tally
 
 
@@ -153,28 +155,3 @@ def build(config: dict[str, Any], out: Path) -> Path:
     if tally.n_rejected:
         screen.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
     return out
-
-
-def _write(writer: ShardWriter, entry: Imported) -> Imported | Rejected:
-    sample = entry.sample
-    try:
-        writer.write(sample, entry.image, entry.ext, later=entry.later)
-    except SampleError as error:
-        kind = "duplicate_id" if error.field == "image_id" else "bad_image"
-        return Rejected(source=sample.source, item=sample.image_id, kind=kind, reason=str(error))
-    return entry
-
-
-def _book(
-    entry: Imported | Rejected, resolution: Resolution | None, tally: Tally, quarantine: TextIO, notes: TextIO
-) -> None:
-    if isinstance(entry, Rejected):
-        quarantine.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
-        quarantine.flush()
-        tally.bad(entry)
-        return
-    tally.good(entry.sample, converted=bool(entry.notes))
-    if resolution is not None:
-        tally.inject.add(entry.sample.image_id, resolution)
-    if entry.notes:
-        notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": entry.notes}) + "\n")
