@@ -26,13 +26,14 @@ are done, joins the parts (and submits again what failed).
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.prepare.children import children_die_with_us
 from scaleearth_pl.prepare.corpus import NOT_CONTENT
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
@@ -197,10 +198,7 @@ def _executor(task: Task, engine: EngineConfig, log: Path) -> Any:
 def _typed(cls: type[Any], given: Any, where: str) -> Any:
     if not isinstance(given, dict):
         raise ConfigError("not a mapping", field=where, value=given)
-    known: Sequence[str] = [f.name for f in fields(cls)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError("unknown key", field=f"{where}.{unknown[0]}", remedy=f"use {', '.join(known)}")
+    refuse_unknown(given, cls, where=where)
     try:
         return cls(**given)
     except TypeError as error:

@@ -23,6 +23,7 @@ from rich.table import Table
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.prepare.rsvqa_files import (
     KINDS,
     PARTS,
@@ -115,10 +116,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
         ConfigError: an unknown key, no `root`, or what `import_rsvqa` raises.
     """
     given = {k: v for k, v in config.items() if k not in ("kind", "out")}
-    known = set(RsvqaConfig.__dataclass_fields__)
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise ConfigError("unknown key", field=unknown[0], value=given[unknown[0]], remedy=f"use {', '.join(known)}")
+    refuse_unknown(given, RsvqaConfig)
     if not given.get("root"):
         raise ConfigError("RSVQA needs the folder of its raw files", field="root", remedy="set RSVQA_ROOT=DIR")
     given["root"] = Path(given["root"])

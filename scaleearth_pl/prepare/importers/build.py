@@ -9,13 +9,14 @@ is then 3), `notes.jsonl` (what was done to single images).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.console import console, progress_bar
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.geo.candidates import Resolution
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
 from scaleearth_pl.prepare.importers.books import open_books, write_counts
@@ -60,12 +61,7 @@ class ArchivesConfig:
     def from_dict(cls, config: dict[str, Any]) -> "ArchivesConfig":
         """Reads the YAML's mapping; raises `ConfigError` for unknown keys and a missing root."""
         given = {key: value for key, value in config.items() if key not in ("kind", "out")}
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ConfigError(
-                "unknown key", field=unknown[0], value=given[unknown[0]], remedy=f"use {', '.join(known)}"
-            )
+        refuse_unknown(given, cls)
         if not given.get("root"):
             raise ConfigError("the folder of the archives must be given", field="root", remedy="--set root=DIR")
         return cls(**{**given, "root": Path(given["root"])})
