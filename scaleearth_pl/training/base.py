@@ -28,6 +28,7 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.metrics import GroupedAccuracy, cue_number
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
 from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, restate
+from scaleearth_pl.training.ranks import in_group
 from scaleearth_pl.training.report import EvalReport, StepReport, merge_reports
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -150,7 +151,7 @@ class TreeTraining(pl.LightningModule):
     def _over_ranks(self, numbers: list[float] | list[Tensor]) -> Tensor:
         """Sums over ranks, in fp64; a sum of zero becomes one, so that an empty step divides by something."""
         total = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             dist.all_reduce(total)
         return torch.where(total == 0, 1.0, total).float()
 
@@ -167,7 +168,7 @@ class TreeTraining(pl.LightningModule):
         sums = [torch.stack([x.ce_sum for x in losses]).sum()]
         sums += [torch.stack([cast(Tensor, x.nll_sum) for x in losses]).sum()] if has_head else []
         total = torch.stack(sums).double()
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             dist.all_reduce(total)
         vlm_loss = total[0].float() / n_supervised
         nll = total[1].float() / trust if has_head else None
