@@ -142,7 +142,7 @@ class IntervalCoverage(_WeightedMean):
         self._add(weight, (absolute_z <= self.half_width).to(mu.dtype))
 
 
-class GsdError(Metric):
+class MaeDecades(Metric):
     """Mean |mu - s| in decades: of all images, of those that show a scale cue, of those that do not.
 
     0.15 decades is a factor of 1.41 in metres. `compute` returns `mae_decades` (NaN if no GSD was known) and, where
@@ -224,10 +224,14 @@ class GsdRecords(_Rows):
         return self._table()
 
 
+def cue_number(has_scale_cue: bool | None) -> int:
+    """1 scale can be read from the image, 0 it cannot, -1 nobody knows."""
+    return -1 if has_scale_cue is None else int(has_scale_cue)
+
+
 def cue_tensor(trees: Sequence[TreeInfo], device: torch.device) -> Float[Tensor, " I"]:
-    """`has_scale_cue` of trees as numbers: 1 true, 0 false, -1 unknown."""
-    cues = [-1.0 if t.has_scale_cue is None else float(t.has_scale_cue) for t in trees]
-    return torch.tensor(cues, dtype=torch.float32, device=device)
+    """`cue_number` of trees."""
+    return torch.tensor([cue_number(t.has_scale_cue) for t in trees], dtype=torch.float32, device=device)
 
 
 def sse_u_metrics() -> MetricCollection:
@@ -238,7 +242,7 @@ def sse_u_metrics() -> MetricCollection:
     """
     return MetricCollection(
         {
-            "gsd_error": GsdError(),
+            "gsd_error": MaeDecades(),
             "nll": GaussianNll(),
             "calibration_ratio": CalibrationRatio(),
             "coverage90": IntervalCoverage(0.9),

@@ -20,6 +20,12 @@ SAMPLE_SCHEMA = "scaleearth-sample/1"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
+FAMILIES = ("identification", "scale_specific", "discriminative", "other")
+"""Families of questions."""
+
+TRAINED_SPLITS = ("train", "stage1")
+"""Splits that a model may have learnt from; to evaluate one of their images is a leak."""
+
 MAX_IMAGES = 8
 """Images of one sample at most: a change pair has two, a short time series a few more."""
 
@@ -28,7 +34,7 @@ MAX_IMAGES = 8
 class Question:
     """One question about one image.
 
-    `family` is identification, scale_specific, discriminative or other; `type` is finer (presence, road_width_m, ...).
+    `family` is one of `FAMILIES`; `type` is finer (presence, road_width_m, ...).
     `turns` holds earlier (question, answer) pairs of a conversation.
     """
 

@@ -25,12 +25,9 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.gsd import Tier
-from scaleearth_pl.core.sample import Sample
+from scaleearth_pl.core.sample import FAMILIES, Sample
 from scaleearth_pl.data.lengths import Lengths
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
-
-FAMILIES = ("identification", "scale_specific", "discriminative", "other")
-"""Families of questions, as in `core.sample.Question`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.evaluation.compare OURS --twin plain_lora=DIR ... --out comparison.json`: did scale help?
+"""`scaleearth compare OURS --twin plain_lora=DIR ... --out comparison.json`: did scale help?
 
 Differences of accuracy on the *same questions*, with intervals over places (`bootstrap.py`): overall, by family (the
 headline is scale_specific), by tier, by type. Runs that answered other questions, or grew from another stage 1, are
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.evaluation.bootstrap import Interval, place_bootstrap
@@ -94,11 +94,10 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [versus_table(comparison.document["versus"]), *summary_tables(comparison.document, comparison.details)]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scaleearth_pl.evaluation.compare", description="Ours and its twins."
-    )
+    parser = argparse.ArgumentParser(prog="scaleearth compare", description="Ours and its twins.")
     parser.add_argument("ours", type=Path, nargs="+", help="run folder of the gated model; several are seeds")
     parser.add_argument(
         "--twin", action="append", default=[], metavar="NAME=DIR", help=f"one of {TWINS}; repeat for seeds, in order"
@@ -108,18 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", nargs="+", default=[], metavar="NAME=S", help="measured outside, as in summary")
     parser.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resampling")
     args = parser.parse_args(argv)
-    try:
-        comparison = compare(
-            [RunFolder.load(path) for path in args.ours],
-            parse_twins(args.twin),
-            corpus_root=args.corpus,
-            seconds=parse_seconds(args.seconds),
-            seed=args.bootstrap_seed,
-        )
-        write_comparison(args.out, comparison)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
+    comparison = compare(
+        [RunFolder.load(path) for path in args.ours],
+        parse_twins(args.twin),
+        corpus_root=args.corpus,
+        seconds=parse_seconds(args.seconds),
+        seed=args.bootstrap_seed,
+    )
+    write_comparison(args.out, comparison)
     for table in comparison_tables(comparison):
         console().print(table)
     return 0

@@ -12,10 +12,8 @@ from pathlib import Path
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.run_files import Prediction
+from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
-
-TRAINED_SPLITS = ("train", "stage1")
-"""Splits that a model may have learnt from; to evaluate one of their images is a leak."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

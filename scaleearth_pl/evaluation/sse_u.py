@@ -21,7 +21,7 @@ import torch
 
 from scaleearth_pl.core.curves import coverage_curve, sigma_bins
 from scaleearth_pl.core.gsd import Tier, log10_gsd
-from scaleearth_pl.core.metrics import sse_u_metrics
+from scaleearth_pl.core.metrics import cue_number, sse_u_metrics
 from scaleearth_pl.core.run_files import SseuReading
 
 NUMBERS = ("mae_decades", "nll", "calibration_ratio", "coverage90", "sigma_error_spearman")
@@ -45,7 +45,7 @@ def sse_u_numbers(readings: Sequence[SseuReading]) -> dict[str, float | None]:
         log_var=_tensor([2 * math.log(r.sigma) for r in known]),
         log10_gsd=_tensor([log10_gsd(r.gsd_m) for r in known if r.gsd_m is not None]),
         weight=_tensor([r.provenance_weight for r in known]),
-        has_scale_cue=_tensor([-1.0 if r.has_scale_cue is None else float(r.has_scale_cue) for r in known]),
+        has_scale_cue=_tensor([cue_number(r.has_scale_cue) for r in known]),
     )
     values = {name: float(value) for name, value in metrics.compute().items()}
     return {name: values[name] if math.isfinite(values[name]) else None for name in NUMBERS}
@@ -117,5 +117,5 @@ def _distribution(rows: Sequence[SseuReading]) -> dict[str, Any]:
     }
 
 
-def _tensor(values: list[float]) -> torch.Tensor:
+def _tensor(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)

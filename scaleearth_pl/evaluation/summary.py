@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.evaluation.summary RUN_DIR [--corpus ROOT] [--image-only DIR]`: what came out of a run.
+"""`scaleearth summary RUN_DIR [--corpus ROOT] [--image-only DIR]`: what came out of a run.
 
 Reads the files of a run folder (`predictions.py`) and writes beside them
 
@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.run_files import RUN, SUMMARY, Prediction
 from scaleearth_pl.evaluation.bootstrap import place_bootstrap
@@ -94,25 +94,22 @@ def parse_seconds(pairs: Sequence[str]) -> dict[str, float]:
     return values
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.evaluation.summary", description="Summary of a run.")
+    parser = argparse.ArgumentParser(prog="scaleearth summary", description="Summary of a run.")
     parser.add_argument("run", type=Path, help="run folder, such as runs/stage2/latest")
     parser.add_argument("--corpus", type=Path, help="data_shards/NAME, for the floors that need its questions")
     parser.add_argument("--image-only", type=Path, help="run folder of a model that is not told the GSD")
     parser.add_argument("--stage1", type=Path, help="stage 1's run folder; default: the one that run.json names")
     parser.add_argument("--seconds", nargs="+", default=[], metavar="NAME=S", help=f"measured outside: {SECONDS}")
     args = parser.parse_args(argv)
-    try:
-        run = RunFolder.load(args.run)
-        image_only = RunFolder.load(args.image_only).predictions if args.image_only else None
-        stage1 = {"stage1": read_run(args.stage1 / RUN).seconds.get("fit")} if args.stage1 else {}
-        seconds = {**stage1, **parse_seconds(args.seconds)}
-        summary = summarise(run, corpus_root=args.corpus, image_only=image_only, seconds=seconds)
-        write_summary(args.run, summary)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
+    run = RunFolder.load(args.run)
+    image_only = RunFolder.load(args.image_only).predictions if args.image_only else None
+    stage1 = {"stage1": read_run(args.stage1 / RUN).seconds.get("fit")} if args.stage1 else {}
+    seconds = {**stage1, **parse_seconds(args.seconds)}
+    summary = summarise(run, corpus_root=args.corpus, image_only=image_only, seconds=seconds)
+    write_summary(args.run, summary)
     for table in summary_tables(summary.document, summary.details):
         console().print(table)
     return 0

@@ -62,8 +62,3 @@ def webmap_candidate(
         gsd_y_m=pixel.gsd_y_m,
         notes=(f"zoom {zoom:g} at latitude {lat_deg:.4g}; upsampling beyond the native zoom cannot be seen",),
     )
-
-
-def tile_latitude_deg(row: float, zoom: float) -> float:
-    """Latitude of tile row `row` (0 = north; add 0.5 for a tile's centre) at `zoom`."""
-    return math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * row / math.exp2(zoom)))))

@@ -19,8 +19,7 @@ Legend: T tokens, K kept tokens, P patches, D numbers per patch, I images, H que
 
 from typing import Any, Protocol
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -29,7 +28,7 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.model.tree_attention import tree_attention
 from scaleearth_pl.model.tree_layout import TreeLayout
 
-__all__ = ["TREE_ATTENTION", "LayerCache", "TreeLayout", "dense_tree_mask", "encode_images", "hidden_states"]
+__all__ = ["TREE_ATTENTION", "LayerCache", "TreeLayout", "encode_images", "hidden_states"]
 
 TREE_ATTENTION = "scaleearth_tree"
 """Name of the attention implementation in transformers' registry."""
@@ -93,19 +92,6 @@ def hidden_states(
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
-
-
-def dense_tree_mask(batch: TreeBatch) -> Bool[Tensor, "T T"]:
-    """True where a token (row) sees a token (column): the definition that the fast forms are tested against."""
-    n_tokens, device = batch.input_ids_T.shape[0], batch.input_ids_T.device
-    branch_T = torch.full((n_tokens,), -1, device=device)
-    for i, (start, length) in enumerate(zip(batch.branch_start_B.tolist(), batch.branch_len_B.tolist(), strict=True)):
-        branch_T[start : start + length] = i
-    tree_T = batch.tree_of_token_T
-    same_tree = tree_T[:, None] == tree_T[None]
-    visible = (branch_T[None] == -1) | (branch_T[:, None] == branch_T[None])
-    causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device).tril()
-    return same_tree & visible & causal
 
 
 def _attention(

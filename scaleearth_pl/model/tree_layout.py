@@ -166,11 +166,6 @@ class TreeLayout:
         return _below(self.prefix_len_G, self.prefixes.max_len)
 
     @cached_property
-    def branch_valid_BL(self) -> Bool[Tensor, "B L"]:
-        """True where the slot of a branch holds a token."""
-        return _below(self.branch_len_B, self.branches.max_len)
-
-    @cached_property
     def copied_rows_BC(self) -> Int[Tensor, "B C"]:
         """For each branch the rows of the keys that it may see: a copy of its prefix, then itself (0 where empty)."""
         prefix_GP = self.prefixes.slot_rows_S.view(-1, self.prefixes.max_len)

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.chat import ChatConfig
@@ -101,6 +102,7 @@ def plan_size(records: Path, share: float) -> int:
     return sum(bool(record["qas"]) and in_sample(record["id"], share) for record in read_records(records))
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.audit", description=__doc__.split("\n")[0])

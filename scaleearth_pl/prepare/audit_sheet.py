@@ -20,8 +20,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.prepare.agreement import (
     AxisStatistics,
     cells,
@@ -86,6 +86,7 @@ def sheet(pairs: Sequence[Pair], rows: Sequence[AxisStatistics], reader: ViewRea
     )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     description = __doc__.split("\n")[0]
@@ -97,15 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--images", type=int, default=40, help="records on the page")
     args = parser.parse_args(argv)
-    try:
-        second = verdicts_of(read_records(args.second)) if args.second else None
-        rows = statistics(verdicts_of(read_records(args.audit)), second)
-        pairs = choose(args.records, args.audit, n_images=args.images)
-        title = f"Audit of {args.records.name}"
-        args.out.write_text(sheet(pairs, rows, ViewReader(args.corpus), title=title), encoding="utf-8")
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
+    second = verdicts_of(read_records(args.second)) if args.second else None
+    rows = statistics(verdicts_of(read_records(args.audit)), second)
+    pairs = choose(args.records, args.audit, n_images=args.images)
+    title = f"Audit of {args.records.name}"
+    args.out.write_text(sheet(pairs, rows, ViewReader(args.corpus), title=title), encoding="utf-8")
     console().print(statistics_table(rows))
     return 0
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NoReturn, TypeVar
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.prepare.chat_errors import RefusedError, RejectedError, ReplyError, ServerError
+from scaleearth_pl.prepare.chat_errors import DeclinedError, RejectedError, ReplyError, ServerError
 from scaleearth_pl.prepare.chat_providers import (
     AnthropicProvider,
     ChatRequest,
@@ -138,7 +138,7 @@ class Chat:
         Raises:
             ServerError: no answer within `attempts` and `deadline_s`.
             ReplyError: answers, but none of them parses.
-            RefusedError: the model declines.
+            DeclinedError: the model declines.
             RejectedError: the server finds this request bad.
             ConfigError: wrong key, address or model, or no credit.
         """
@@ -210,7 +210,7 @@ def make_provider(config: ChatConfig) -> Provider:
 
 def _answer(raw: RawReply, parse: Callable[[str], T], max_tokens: int) -> Answer[T]:
     if raw.stop == "refused" or _REFUSAL.match(raw.text):
-        raise RefusedError("the model declined", field="reply", value=raw.text[:200])
+        raise DeclinedError("the model declined", field="reply", value=raw.text[:200])
     if raw.stop == "cut":
         raise ReplyError("reply was cut", field="max_tokens", value=max_tokens, remedy="raise max_tokens")
     try:

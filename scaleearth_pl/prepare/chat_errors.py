@@ -27,7 +27,7 @@ class ReplyError(ChatError):
     kind = "reply"
 
 
-class RefusedError(ChatError):
+class DeclinedError(ChatError):
     """The model declined to answer."""
 
     kind = "refused"

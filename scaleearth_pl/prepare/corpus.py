@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 
@@ -68,20 +68,20 @@ def prepare(file: Path, changes: Sequence[str] = ()) -> Path:
     record = {**record, "version": version, "config_hash": config_hash(record, version)}
     if builder.versioned:
         record["generator"] = module.generator()
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     if is_there(out, record, file):
-        console.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
+        screen.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
         return out
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
-        console.print(f"{partial}: removing what an interrupted build left")
+        screen.print(f"{partial}: removing what an interrupted build left")
         shutil.rmtree(partial)
     module.build(config, partial)
     (partial / RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     if out.exists():
         out.rmdir()
     partial.rename(out)
-    console.print(f"{out}: done")
+    screen.print(f"{out}: done")
     return out
 
 
@@ -157,8 +157,9 @@ def rebuild(out: Path, file: Path) -> str:
     return f"rebuild with: rm -r {out} && scaleearth prepare {file} --out {out} (results on the old one do not compare)"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 3 where the importer left something out. Typed errors are the caller's."""
+    """Command line; returns the exit status: 3 where the importer left something out."""
     parser = argparse.ArgumentParser(prog="scaleearth prepare", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="YAML of experiments/corpus/")
     parser.add_argument("--out", type=Path, help="folder to build, instead of the file's `out`")

@@ -20,11 +20,11 @@ from typing import Any
 
 from rich.table import Table
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import QuarantineLimitError, ScaleEarthError
-from scaleearth_pl.prepare.filter_rules import RULES, Candidate, candidate_of
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import QuarantineLimitError
+from scaleearth_pl.prepare.filter_rules import RULES, PairInView, pair_of
 from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
-from scaleearth_pl.prepare.prompts.compose import FAMILIES
+from scaleearth_pl.prepare.prompts.compose import GENERATED_FAMILIES
 from scaleearth_pl.prepare.views import view_of_facts
 
 DUPLICATE = "duplicate"
@@ -41,9 +41,9 @@ class FilterReport:
     empty_records: int = 0
 
 
-def reasons(candidate: Candidate) -> dict[str, str]:
+def reasons(pair: PairInView) -> dict[str, str]:
     """Rules that a pair breaks, each with why, in the order of `RULES`; empty for a good pair."""
-    found = {name: rule(candidate) for name, rule in RULES.items()}
+    found = {name: rule(pair) for name, rule in RULES.items()}
     return {name: why for name, why in found.items() if why is not None}
 
 
@@ -66,7 +66,7 @@ def filter_records(
         report.empty_records += not record["qas"]
         kept = []
         for qa in record["qas"]:
-            why = reasons(candidate_of(record, qa, view_of_facts(record)))
+            why = reasons(pair_of(record, qa, view_of_facts(record)))
             question = re.sub(r"\W+", " ", qa["question"].casefold()).strip()
             if question in asked:
                 why[DUPLICATE] = "this view has the question already"
@@ -94,7 +94,7 @@ def in_order(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as stream:
         for record, line in zip(read_records(path), stream, strict=False):
             try:
-                key = (record["image_id"], record["factor"], FAMILIES.index(record["family"]), record["id"])
+                key = (record["image_id"], record["factor"], GENERATED_FAMILIES.index(record["family"]), record["id"])
             except (KeyError, ValueError) as error:
                 raise LedgerError(
                     f"record is none of `generate`: {error!r}", file=path, field="id", value=record["id"]
@@ -142,18 +142,14 @@ def report_table(report: FilterReport) -> Table:
     return table
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.filter", description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=Path, required=True, help="ledger of `generate`")
     parser.add_argument("--out", type=Path, required=True, help="file of what is kept")
     args = parser.parse_args(argv)
-    try:
-        report = filter_file(args.records, args.out)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
-    console().print(report_table(report))
+    console().print(report_table(filter_file(args.records, args.out)))
     return 0
 
 

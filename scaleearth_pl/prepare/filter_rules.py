@@ -1,4 +1,4 @@
-"""Syntactic rules for generated questions: pure functions of one candidate, each with a name that is counted.
+"""Syntactic rules for generated questions: pure functions of one pair, each with a name that is counted.
 
     format          a question in one sentence, an answer that commits itself, options that hold the answer once
     length          3 to 40 words asked, 1 to 12 answered
@@ -52,8 +52,8 @@ _SQUARE_METRES = {"m": 1.0, "s": 1.0, "h": 1e4, "k": 1e6}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One generated pair with its view; GSD in metres per pixel, sigma in decades."""
+class PairInView:
+    """One question and answer, generated or of a source, with its view; GSD in metres per pixel, sigma in decades."""
 
     question: str
     answer: str
@@ -72,9 +72,9 @@ class Candidate:
         return float(gsd_m / 10**sigma)
 
 
-def candidate_of(record: dict[str, Any], qa: dict[str, Any], view: View) -> Candidate:
-    """The candidate of one entry of a record's `qas`."""
-    return Candidate(
+def pair_of(record: dict[str, Any], qa: dict[str, Any], view: View) -> PairInView:
+    """The pair of one entry of a record's `qas`."""
+    return PairInView(
         question=qa["question"],
         answer=qa["answer"],
         options=tuple(qa["options"] or ()),
@@ -85,9 +85,9 @@ def candidate_of(record: dict[str, Any], qa: dict[str, Any], view: View) -> Cand
     )
 
 
-def format_rule(c: Candidate) -> str | None:
+def format_rule(pair: PairInView) -> str | None:
     """Why the pair is not one plain question with one plain answer, or None."""
-    question, answer = c.question, c.answer
+    question, answer = pair.question, pair.answer
     checks = {
         "question is empty": not question.strip(),
         "question does not end in one question mark": question.count("?") != 1 or not question.endswith("?"),
@@ -97,17 +97,17 @@ def format_rule(c: Candidate) -> str | None:
         "answer is empty": not answer.strip(),
         "answer is a question": "?" in answer,
         "answer commits itself to nothing": bool(_HEDGE.search(answer)),
-        "type is no plain name": not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", c.type),
+        "type is no plain name": not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", pair.type),
     }
-    return next((why for why, bad in checks.items() if bad), None) or _options_reason(c)
+    return next((why for why, bad in checks.items() if bad), None) or _options_reason(pair)
 
 
-def length_rule(c: Candidate) -> str | None:
+def length_rule(pair: PairInView) -> str | None:
     """Why question, answer or an option is too short or too long, or None."""
     for name, text, (low, high) in (
-        ("question", c.question, QUESTION_WORDS),
-        ("answer", c.answer, ANSWER_WORDS),
-        *(("option", option, OPTION_WORDS) for option in c.options),
+        ("question", pair.question, QUESTION_WORDS),
+        ("answer", pair.answer, ANSWER_WORDS),
+        *(("option", option, OPTION_WORDS) for option in pair.options),
     ):
         n = len(text.split())
         if not low <= n <= high or len(text) > 8 * high:
@@ -115,38 +115,38 @@ def length_rule(c: Candidate) -> str | None:
     return None
 
 
-def leaked_label_rule(c: Candidate) -> str | None:
+def leaked_label_rule(pair: PairInView) -> str | None:
     """Class name in the question, in any spelling with or without blanks, singular or plural."""
-    if not c.view.class_label:
+    if not pair.view.class_label:
         return None
-    words = [re.escape(w) for w in re.split(r"[\W_]+", c.view.class_label.lower()) if w]
+    words = [re.escape(w) for w in re.split(r"[\W_]+", pair.view.class_label.lower()) if w]
     stem = r"[\s_-]*".join(words)
     stem = stem[:-1] + "(?:y|ie)" if stem.endswith("y") else stem
-    found = re.search(rf"\b{stem}(?:e?s)?\b", c.question.lower())
+    found = re.search(rf"\b{stem}(?:e?s)?\b", pair.question.lower())
     return f"question names the class: {found[0]!r}" if found else None
 
 
-def leaked_gsd_rule(c: Candidate) -> str | None:
+def leaked_gsd_rule(pair: PairInView) -> str | None:
     """GSD told in the question, or asked for, directly or as the extent of the frame."""
-    found = _GSD.search(c.question) or _EXTENT.search(c.question)
+    found = _GSD.search(pair.question) or _EXTENT.search(pair.question)
     return f"question tells or asks the scale: {found[0]!r}" if found else None
 
 
-def gsd_impossible_rule(c: Candidate) -> str | None:
+def gsd_impossible_rule(pair: PairInView) -> str | None:
     """A claim that an image of this GSD cannot bear out."""
-    gsd_m = c.finest_gsd_m
-    asks_visibility = _VISIBILITY.search(c.question) and not re.match(r"how many\b", c.question, re.I)
-    denies = bool(asks_visibility and _DENIAL.match(c.answer))
+    gsd_m = pair.finest_gsd_m
+    asks_visibility = _VISIBILITY.search(pair.question) and not re.match(r"how many\b", pair.question, re.I)
+    denies = bool(asks_visibility and _DENIAL.match(pair.answer))
     if gsd_m is not None and not denies:
-        hidden = unresolved_in(f"{c.question} {c.answer}", gsd_m)
+        hidden = unresolved_in(f"{pair.question} {pair.answer}", gsd_m)
         if hidden:
             return (
                 f"{hidden[0].noun} is resolved up to {hidden[0].max_gsd_m:.3g} m per pixel, the image has {gsd_m:.3g}"
             )
-    return _metric_reason(c)
+    return _metric_reason(pair)
 
 
-RULES: dict[str, Callable[[Candidate], str | None]] = {
+RULES: dict[str, Callable[[PairInView], str | None]] = {
     "format": format_rule,
     "length": length_rule,
     "leaked_label": leaked_label_rule,
@@ -167,21 +167,21 @@ def areas_m2(text: str) -> list[float]:
     return [float(m[1].replace(",", "")) * _SQUARE_METRES[m[2][0].lower()] for m in _AREA.finditer(text)]
 
 
-def _options_reason(c: Candidate) -> str | None:
-    folded = [option.casefold().strip() for option in c.options]
+def _options_reason(pair: PairInView) -> str | None:
+    folded = [option.casefold().strip() for option in pair.options]
     if not folded:
-        return "discriminative question without options" if c.family == "discriminative" else None
+        return "discriminative question without options" if pair.family == "discriminative" else None
     if not 2 <= len(folded) <= 6 or len(set(folded)) != len(folded) or "" in folded:
         return "options are not 2 to 6 different texts"
-    return None if c.answer in c.options else "answer is none of the options"
+    return None if pair.answer in pair.options else "answer is none of the options"
 
 
-def _metric_reason(c: Candidate) -> str | None:
-    lengths, areas = lengths_m(c.answer), areas_m2(c.answer)
-    if not c.view.metric or c.view.gsd_m is None:
-        told = lengths or areas or lengths_m(c.question) or areas_m2(c.question)
-        return f"metres on an image of {c.view.provenance} scale" if told else None
-    gsd_m, width, height = c.view.gsd_m, c.view.width, c.view.height
+def _metric_reason(pair: PairInView) -> str | None:
+    lengths, areas = lengths_m(pair.answer), areas_m2(pair.answer)
+    if not pair.view.metric or pair.view.gsd_m is None:
+        told = lengths or areas or lengths_m(pair.question) or areas_m2(pair.question)
+        return f"metres on an image of {pair.view.provenance} scale" if told else None
+    gsd_m, width, height = pair.view.gsd_m, pair.view.width, pair.view.height
     longest_m, largest_m2 = gsd_m * (width**2 + height**2) ** 0.5, gsd_m**2 * width * height
     for stated, low, high, unit in (
         *((x, gsd_m, longest_m, "m") for x in lengths),

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.chat import ChatConfig
 from scaleearth_pl.prepare.job_cli import add_job_arguments, run_command
 from scaleearth_pl.prepare.jobs import Job, broken_job, make_job
-from scaleearth_pl.prepare.prompts.compose import FAMILIES, generation_prompt
+from scaleearth_pl.prepare.prompts.compose import GENERATED_FAMILIES, generation_prompt
 from scaleearth_pl.prepare.replies import GeneratedPairs, parse_pairs, reply_schema
 from scaleearth_pl.prepare.views import check_factors, coarse_image, facts_of, view_of
 
@@ -50,7 +51,7 @@ class GenerateConfig:
     corpus: Path
     splits: tuple[str, ...] = ("train",)
     sources: tuple[str, ...] = ()
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = GENERATED_FAMILIES
     questions: int = 2
     coarsen: tuple[int, ...] = ()
     limit: int | None = None
@@ -62,8 +63,8 @@ class GenerateConfig:
         if self.limit is not None and self.limit < 1:
             raise ConfigError("must be at least 1", field="limit", value=self.limit, remedy="leave it out for all")
         for family in self.families:
-            if family not in FAMILIES:
-                raise ConfigError("unknown family", field="families", value=family, remedy=f"use {FAMILIES}")
+            if family not in GENERATED_FAMILIES:
+                raise ConfigError("unknown family", field="families", value=family, remedy=f"use {GENERATED_FAMILIES}")
 
 
 def plan_size(config: GenerateConfig) -> int:
@@ -122,6 +123,7 @@ def _jobs_of(
             yield make_job(facts, prompt, image, schema, parse_pairs, chat)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -132,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sources", nargs="+", default=[], help="sources to ask about, such as patternnet; default all"
     )
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES, help="kinds of questions")
+    parser.add_argument(
+        "--families", nargs="+", default=list(GENERATED_FAMILIES), choices=GENERATED_FAMILIES, help="kinds of questions"
+    )
     parser.add_argument("--questions", type=int, default=2, help="pairs per request at most")
     parser.add_argument("--coarsen", type=int, nargs="*", default=[], help="factors of area averaging, such as 4 16")
     parser.add_argument("--limit", type=int, help="first images only")

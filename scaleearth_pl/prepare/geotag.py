@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.prepare.geotag FILE...`: one JSON line a file with its GSD on the ground.
+"""`scaleearth geotag FILE...`: one JSON line a file with its GSD on the ground.
 
 Fields: file, gsd_m (metres per pixel of the file, null where unknown; goes into a sample's `gsd_m_native`), gsd_x_m,
 gsd_y_m (pixel edges, null where only one number is known), sigma_log10 (decades), provenance, source, anisotropic,
@@ -22,7 +22,9 @@ from scaleearth_pl.geo.filegsd import gsd_of_file
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="geotag", description="GSD of image files, in metres on the ground.")
+    parser = argparse.ArgumentParser(
+        prog="scaleearth geotag", description="GSD of image files, in metres on the ground."
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--crs", help="CRS of files that have a transform and none, such as EPSG:32631")
     args = parser.parse_args(argv)

@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, QuarantineLimitError, SampleError, ShardError
 from scaleearth_pl.core.files import replacing_file, sha256_of
 from scaleearth_pl.core.gsd import TierBoundaries
@@ -37,7 +36,7 @@ from scaleearth_pl.data.shard_index import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
+class RejectedKey:
     """A sample that did not get into the index, and why."""
 
     file: str
@@ -50,7 +49,7 @@ class Scan:
     """What a scan found: `entries` are the index's shard records, one a file, split and tier."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedKey] = field(default_factory=list)
     image_ids: set[str] = field(default_factory=set)
 
     @property
@@ -87,7 +86,7 @@ def scan_shard(path: Path, root: Path, scan: Scan, *, boundaries: TierBoundaries
             if sample.image_id in scan.image_ids:
                 raise SampleError("duplicate image_id in the corpus", field="image_id", value=sample.image_id)
         except (SampleError, GsdError) as error:
-            scan.rejected.append(Rejected(file=file, key=key, reason=str(error)))
+            scan.rejected.append(RejectedKey(file=file, key=key, reason=str(error)))
             continue
         scan.image_ids.add(sample.image_id)
         group = columns.setdefault(
@@ -112,7 +111,7 @@ def _grouped(path: Path, file: str, scan: Scan) -> Iterator[tuple[str, dict[str,
             for info in tar:
                 key, _, ext = info.name.partition(".") if "/" not in info.name else _split_name(info.name)
                 if reason := _refuse(info, key, ext, groups):
-                    scan.rejected.append(Rejected(file=file, key=info.name, reason=reason))
+                    scan.rejected.append(RejectedKey(file=file, key=info.name, reason=reason))
                 else:
                     groups[key][ext] = _Member(path, info.offset_data, info.size)
             _check_end(path, tar.offset)
@@ -245,7 +244,7 @@ def index_foreign(root: Path, *, boundaries: TierBoundaries | None = None, max_b
         scan_shard(path, Path(root), scan, boundaries=boundaries)
     n_bad, n_all = len(scan.rejected), len(scan.rejected) + scan.n_samples
     if n_bad > max_bad_share * n_all or not scan.n_samples:
-        first = scan.rejected[0] if scan.rejected else Rejected(file=str(root), key="", reason="no samples")
+        first = scan.rejected[0] if scan.rejected else RejectedKey(file=str(root), key="", reason="no samples")
         raise QuarantineLimitError(
             f"{n_bad} of {n_all} samples were rejected, the first because: {first.reason}",
             file=first.file,
@@ -259,6 +258,7 @@ def index_foreign(root: Path, *, boundaries: TierBoundaries | None = None, max_b
     return scan
 
 
+@command
 def main(argv: list[str]) -> int:
     """Command line of `scaleearth index`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth index", description="Give WebDataset shards an index.json.")
@@ -266,8 +266,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-bad-share", type=float, default=0.01, help="share of bad samples that is tolerated")
     args = parser.parse_args(argv)
     scan = index_foreign(args.root, max_bad_share=args.max_bad_share)
-    console = Console()
-    console.print(f"{scan.n_samples} samples in {len(scan.entries)} shards, {len(scan.rejected)} rejected")
+    screen = console()
+    screen.print(f"{scan.n_samples} samples in {len(scan.entries)} shards, {len(scan.rejected)} rejected")
     for rejected in scan.rejected:
-        console.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}")
+        screen.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}", soft_wrap=True, markup=False)
     return 0

@@ -12,12 +12,11 @@ two is wrong; the disagreements are counted, so that a person can.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.geo.candidates import Candidate, Resolution, resolve
 from scaleearth_pl.geo.filegsd import file_evidence
@@ -80,12 +79,11 @@ def inject(evidence: Evidence) -> Resolution:
 
 @dataclass(kw_only=True)
 class InjectReport:
-    """Counts of a corpus: by provenance, by chosen source, by disagreeing pair; unreadable files by reason."""
+    """Counts of a corpus: by provenance, by chosen source and by disagreeing pair."""
 
     provenance: Counter[str] = field(default_factory=Counter)
     source: Counter[str] = field(default_factory=Counter)
     disagreements: Counter[tuple[str, str]] = field(default_factory=Counter)
-    unreadable: Counter[str] = field(default_factory=Counter)
 
     def add(self, image_id: str, resolution: Resolution) -> None:
         """Counts one image; logs the first `LOGGED_EXAMPLES` disagreements of each pair of sources."""
@@ -101,27 +99,7 @@ class InjectReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, for a data card."""
         pairs = {f"{loser} against {winner}": count for (loser, winner), count in self.disagreements.items()}
-        return {
-            "provenance": dict(self.provenance),
-            "source": dict(self.source),
-            "disagreements": pairs,
-            "unreadable": dict(self.unreadable),
-        }
-
-
-def inject_all(
-    evidences: Iterable[Evidence], report: InjectReport
-) -> Iterator[tuple[Evidence, Resolution | SampleError]]:
-    """Streams the chain over a corpus in order; an unreadable file yields its error, for the quarantine."""
-    for evidence in evidences:
-        try:
-            resolution = inject(evidence)
-        except SampleError as error:
-            report.unreadable[error.problem] += 1
-            yield evidence, error
-            continue
-        report.add(evidence.image_id, resolution)
-        yield evidence, resolution
+        return {"provenance": dict(self.provenance), "source": dict(self.source), "disagreements": pairs}
 
 
 def sample_fields(resolution: Resolution, boundaries: TierBoundaries) -> dict[str, Any]:

@@ -11,27 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.core.console import console, progress_bar
 from scaleearth_pl.prepare.chat import Chat, ChatConfig, Spent
 from scaleearth_pl.prepare.job_limits import Limits, RunReport
 from scaleearth_pl.prepare.jobs import Job, run_jobs
 from scaleearth_pl.prepare.ledger import Ledger
 
-STATUS_ALL, STATUS_STOPPED, STATUS_SOME_FAILED = 0, 2, 3
-"""Exit status: every item has its result; an error stopped the run; the run ended and some items were quarantined."""
+STATUS_ALL, STATUS_SOME_FAILED = 0, 3
+"""Exit status: every item has its result; the run ended and some items were quarantined. 2: an error stopped the run."""
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,18 +69,14 @@ def run_command(
     args: argparse.Namespace, jobs_of: Callable[[ChatConfig], tuple[Iterator[Job], int]], *, what: str
 ) -> int:
     """Runs `jobs_of(config)` (jobs, how many at most) with a bar and a summary; returns the exit status."""
-    console = Console(stderr=True)
-    try:
-        config, limits = chat_config(args), Limits(max_share=args.max_failed_share)
-        jobs, total = jobs_of(config)
-        failed_path = args.out.with_name(f"{args.out.name.removesuffix('.jsonl')}.failed.jsonl")
-        with Ledger(args.out) as done, Ledger(failed_path) as failed, _bar(console) as bar:
-            watcher = _Watcher(bar, bar.add_task(what, total=total, cost=""), args.price_in, args.price_out)
-            report, spent = asyncio.run(_run(jobs, config, done, failed, limits, args.retry_failed, watcher))
-    except ScaleEarthError as error:
-        print_error(error)
-        return STATUS_STOPPED
-    console.print(summary(report, spent, watcher.price(spent)))
+    config, limits = chat_config(args), Limits(max_share=args.max_failed_share)
+    jobs, total = jobs_of(config)
+    failed_path = args.out.with_name(f"{args.out.name.removesuffix('.jsonl')}.failed.jsonl")
+    cost = TextColumn("{task.fields[cost]}")
+    with Ledger(args.out) as done, Ledger(failed_path) as failed, progress_bar(cost) as bar:
+        watcher = _Watcher(bar, bar.add_task(what, total=total, cost=""), args.price_in, args.price_out)
+        report, spent = asyncio.run(_run(jobs, config, done, failed, limits, args.retry_failed, watcher))
+    console(stderr=True).print(summary(report, spent, watcher.price(spent)))
     return STATUS_SOME_FAILED if report.n_failed else STATUS_ALL
 
 
@@ -151,15 +137,3 @@ def summary(report: RunReport, spent: Spent, price: float) -> Table:
     if price:
         table.add_row("cost", f"{price:,.2f}")
     return table
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[cost]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

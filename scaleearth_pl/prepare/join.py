@@ -19,8 +19,10 @@ from scaleearth_pl.core.errors import QuarantineLimitError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.data.shard_index import INDEX_NAME
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
+from scaleearth_pl.prepare.importers.books import COUNTS_NAME, NOTES_NAME, write_counts
+from scaleearth_pl.prepare.importers.tally import judge
 from scaleearth_pl.prepare.index import Scan, write_index
-from scaleearth_pl.prepare.parts import COUNTS_NAME, DROPPED
+from scaleearth_pl.prepare.parts import DROPPED
 
 
 def join_parts(parts: Sequence[Path], out: Path, *, corpus: str, max_bad_share: float) -> dict[str, Any]:
@@ -33,10 +35,11 @@ def join_parts(parts: Sequence[Path], out: Path, *, corpus: str, max_bad_share: 
     counts: dict[str, Any] = {}
     for part in parts:
         counts = add_counts(counts, json.loads((part / COUNTS_NAME).read_text()))
-    with open(out / QUARANTINE_NAME, "wb") as stream:
-        for part in parts:
-            stream.write((part / QUARANTINE_NAME).read_bytes())
-    judge(counts, max_bad_share, out / QUARANTINE_NAME)
+    for name in (QUARANTINE_NAME, NOTES_NAME):
+        with open(out / name, "wb") as stream:
+            for part in parts:
+                stream.write((part / name).read_bytes())
+    judge_all(counts, max_bad_share, out / QUARANTINE_NAME)
     scan, digest = Scan(), hashlib.sha256()
     number: Counter[tuple[str, str]] = Counter()
     boundaries = TierBoundaries()
@@ -50,7 +53,7 @@ def join_parts(parts: Sequence[Path], out: Path, *, corpus: str, max_bad_share: 
             _link(part / entry["file"], out / file)
             digest.update(entry["sha256"].encode())
             scan.entries.append({**entry, "file": file})
-    (out / COUNTS_NAME).write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+    write_counts(out, counts)
     write_index(out, scan, corpus=corpus, boundaries=boundaries, content_hash=digest.hexdigest())
     return counts
 
@@ -70,20 +73,12 @@ def add_counts(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def judge(counts: Mapping[str, Any], max_bad_share: float, quarantine: Path) -> None:
+def judge_all(counts: Mapping[str, Any], max_bad_share: float, quarantine: Path) -> None:
     """`QuarantineLimitError` for the first source that lost too much, or where nothing came through at all."""
     sources: Mapping[str, Any] = counts.get("sources", {})
     for source, found in sources.items():
-        lost = Counter({kind: n for kind, n in found["rejected"].items() if kind != DROPPED})
-        n_good = sum(found["images"].values())
-        if lost.total() > max_bad_share * (lost.total() + n_good):
-            raise QuarantineLimitError(
-                f"{lost.total()} of {lost.total() + n_good} items of {source} failed {dict(lost)}",
-                file=quarantine,
-                field="max_bad_share",
-                value=max_bad_share,
-                remedy="read the reasons in that file; mend the archive, or raise the share if they can be borne",
-            )
+        lost = {kind: n for kind, n in found["rejected"].items() if kind != DROPPED}
+        judge(source, lost, sum(found["images"].values()), max_bad_share=max_bad_share, quarantine=quarantine)
     if not any(sum(found["images"].values()) for found in sources.values()):
         raise QuarantineLimitError("no image came through", file=quarantine, remedy="check root and splits")
 

@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.prepare.leakage TRAIN_ROOT --against EVAL_ROOT...`: did training see the evaluation's images?
+"""`scaleearth leakage TRAIN_ROOT --against EVAL_ROOT...`: did training see the evaluation's images?
 
 Three questions, by pixels and not by names (a copy rarely keeps its name):
 
@@ -23,17 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console, progress
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
+from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shard_index import ShardIndex
 from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
-
-TRAINING_SPLITS = ("stage1", "train")
 
 OFFICIAL_TOTALS = {"rsvqa_lr": 77_232, "rsvqa_hr": 1_066_316}
 """Questions of all official splits of a source (Lobry et al. 2020), test included."""
@@ -119,7 +115,7 @@ def check(
     root: Path,
     against: Sequence[Path] = (),
     *,
-    splits: Sequence[str] = TRAINING_SPLITS,
+    splits: Sequence[str] = TRAINED_SPLITS,
     within: bool = True,
     observe: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
@@ -182,31 +178,26 @@ def exit_status(kinds: Iterable[str]) -> int:
     return 3 if found & {"leak", "whole_source"} else 4 if found & {"duplicate", "unreadable"} else 0
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth leakage", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="corpus that is trained on")
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="corpora or folders of evaluation images")
-    parser.add_argument("--splits", nargs="+", default=list(TRAINING_SPLITS), help="splits that are trained on")
+    parser.add_argument("--splits", nargs="+", default=list(TRAINED_SPLITS), help="splits that are trained on")
     parser.add_argument("--no-within", action="store_true", help="do not look for duplicates inside training")
     parser.add_argument("--drop", type=Path, help="writes the ids of training images to leave out")
     args = parser.parse_args(argv)
-    console, rows = Console(stderr=True), list[dict[str, Any]]()
-    try:
-        total = sum(count_images(path) for path in (args.root, *args.against))
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("fingerprints", total=total)
-            advance = lambda: progress.advance(task)  # noqa: E731 (a name for the reader)
-            for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
-                sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
-                rows.append(row)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    rows, total = list[dict[str, Any]](), sum(count_images(path) for path in (args.root, *args.against))
+    with progress("fingerprints", total, transient=True) as advance:
+        for row in check(args.root, args.against, splits=args.splits, within=not args.no_within, observe=advance):
+            sys.stdout.write(json.dumps(row, allow_nan=False) + "\n")
+            rows.append(row)
     if args.drop:
         write_text(args.drop, "".join(f"{image_id}\n" for image_id in dropped(rows)))
     counts = Counter(row["kind"] for row in rows)
-    console.print(", ".join(f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source")))
+    words = (f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source"))
+    console(stderr=True).print(", ".join(words))
     return exit_status(counts)
 
 

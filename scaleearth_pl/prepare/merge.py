@@ -19,10 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError, GsdError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.images import StoredImage
@@ -136,6 +134,7 @@ def merge(config: MergeConfig, out: Path, *, overwrite: bool = False) -> MergeRe
     return report
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.merge", description=__doc__.split("\n")[0])
@@ -154,15 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_unjudged=args.keep_unjudged,
         keep_own=not args.only_generated,
     )
-    try:
-        report = merge(config, args.out, overwrite=args.overwrite)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
-    console = Console()
-    console.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
+    report = merge(config, args.out, overwrite=args.overwrite)
+    screen = console()
+    screen.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
     for reason in report.unreadable:
-        console.print(f"  left out: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  left out: {reason}", soft_wrap=True, markup=False)
     return 3 if report.unreadable else 0
 
 

@@ -10,20 +10,20 @@ of them run at once or where.
 """
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.prepare.children import die_with_parent
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
-from scaleearth_pl.prepare.filter_rules import RULES, Candidate
+from scaleearth_pl.prepare.filter_rules import RULES, PairInView
+from scaleearth_pl.prepare.importers.books import open_books, write_counts
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
@@ -32,7 +32,6 @@ from scaleearth_pl.prepare.importers.tally import Tally
 from scaleearth_pl.prepare.views import view_of
 from scaleearth_pl.prepare.write import ShardWriter
 
-COUNTS_NAME = "import.json"
 DROPPED = "copy_of_evaluation"
 """Kind under which images of a leakage guard's drop list are counted."""
 
@@ -93,7 +92,7 @@ def task_of(item: str, tasks: int) -> int:
 
 
 def import_part(config: PartConfig, out: Path, *, rank: int, tasks: int) -> Path:
-    """Writes the images of task `rank` of `tasks` into `out`, with `import.json` and `quarantine.jsonl` beside them.
+    """Writes the images of task `rank` of `tasks` into `out`, with the files of `importers.books` beside them.
 
     Raises:
         ConfigError, SampleError, DiskSpaceError: as the importers and `ShardWriter`. An empty part is no error.
@@ -102,24 +101,13 @@ def import_part(config: PartConfig, out: Path, *, rank: int, tasks: int) -> Path
     boundaries, broken = TierBoundaries(), Counter[str]()
     tally = Tally(max_bad_share=0.0, quarantine=out / QUARANTINE_NAME)
     writer = ShardWriter(out, corpus=config.corpus, boundaries=boundaries, samples_per_shard=config.samples_per_shard)
-    with open(out / QUARANTINE_NAME, "w", encoding="utf-8") as quarantine, ExitStack() as stack:
+    with open_books(out, tally) as books, ExitStack() as stack:
         stack.push(writer)  # closes it, also after an error
         for record in _of_task(config.sources, rank, tasks):
-            entry = _entry(record, config, boundaries, tally, broken)
-            if isinstance(entry, Imported):
-                try:
-                    writer.write(entry.sample, entry.image, entry.ext, later=entry.later)
-                    tally.good(entry.sample, converted=bool(entry.notes))
-                    continue
-                except SampleError as error:
-                    kind = "duplicate_id" if error.field == "image_id" else "bad_image"
-                    entry = _rejected(entry.sample, kind, str(error))
-            tally.rejected[entry.source, entry.kind] += entry.count
-            quarantine.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
+            books.file(writer, _entry(record, config, boundaries, tally, broken))
         if not tally.images:
             stack.pop_all()  # an empty part gets no index, and is no error
-    counts = tally.as_dict() | {"rules": dict(broken)}
-    (out / COUNTS_NAME).write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+    write_counts(out, tally.as_dict() | {"rules": dict(broken)})
     return out
 
 
@@ -130,7 +118,7 @@ def filtered(sample: Sample, rules: Sequence[str], boundaries: TierBoundaries, b
         return sample
     kept = []
     for qa in sample.qas:
-        candidate = Candidate(
+        pair = PairInView(
             question=qa.question,
             answer=qa.answer,
             options=qa.options or (),
@@ -139,7 +127,7 @@ def filtered(sample: Sample, rules: Sequence[str], boundaries: TierBoundaries, b
             view=view,
             gsd_sigma_log10=sample.sigma_log10,
         )
-        found = [rule for rule in rules if RULES[rule](candidate) is not None]
+        found = [rule for rule in rules if RULES[rule](pair) is not None]
         broken.update(found)
         if not found:
             kept.append(qa)
@@ -171,9 +159,6 @@ def _entry(
         tally.inject.add(record.image_id, resolution)
     sample = filtered(entry.sample, config.rules, boundaries, broken)
     if sample is None:
-        return _rejected(entry.sample, "no_questions", "every question breaks a rule")
+        reason = "every question breaks a rule"
+        return Rejected(source=record.source, item=record.image_id, kind="no_questions", reason=reason)
     return entry if sample is entry.sample else replace(entry, sample=sample)
-
-
-def _rejected(sample: Sample, kind: str, reason: str) -> Rejected:
-    return Rejected(source=sample.source, item=sample.image_id, kind=kind, reason=reason)

@@ -26,22 +26,20 @@ are done, joins the parts (and submits again what failed).
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Console
-
+from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.prepare.children import children_die_with_us
+from scaleearth_pl.prepare.corpus import NOT_CONTENT
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
 from scaleearth_pl.prepare.join import join_parts
 from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.parts import ImportPart, PartConfig, part_folder
-
-NOT_CONTENT = ("workers", "executor", "slurm")
-"""Keys that change no byte of a corpus."""
 
 Task = Callable[[object, int, int], None]
 """(data, rank, world size): what an executor runs."""
@@ -129,13 +127,13 @@ def build(config: dict[str, Any], out: Path) -> Path:
     shutil.rmtree(work)
     if not any(work.parent.iterdir()):
         work.parent.rmdir()
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     for source, found in counts["sources"].items():
         lost = ", ".join(f"{kind} {n:,}" for kind, n in found["rejected"].items())
         n_images, n_questions = sum(found["images"].values()), sum(found["questions"].values())
-        console.print(f"{source}: {n_images:,} images, {n_questions:,} questions; left out: {lost or 'nothing'}")
+        screen.print(f"{source}: {n_images:,} images, {n_questions:,} questions; left out: {lost or 'nothing'}")
     for rule, n in counts["rules"].items():
-        console.print(f"rule {rule}: {n:,} questions dropped")
+        screen.print(f"rule {rule}: {n:,} questions dropped")
     return out
 
 
@@ -149,7 +147,7 @@ def read_config(config: dict[str, Any]) -> tuple[ArchivesConfig, EngineConfig, P
     archives = ArchivesConfig.from_dict(given)
     sources, missing = find_sources(archives)
     if missing:
-        Console(stderr=True).print(f"not there: {', '.join(missing)}")
+        console(stderr=True).print(f"not there: {', '.join(missing)}")
     part = PartConfig(
         sources=tuple(sources.values()),
         corpus=archives.corpus,
@@ -166,7 +164,7 @@ def work_folder(config: dict[str, Any], out: Path, part: PartConfig) -> Path:
 
     The sources that are there count as settings: parts that were built without an optional one do not fit those with it.
     """
-    content = {key: value for key, value in config.items() if key not in (*NOT_CONTENT, "out")}
+    content = {key: value for key, value in config.items() if key not in NOT_CONTENT}
     settings = [content, sorted(part.drop), [repr(source) for source in part.sources]]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return out.with_name(f"{out.name.removesuffix('.partial')}.parts") / digest[:12]
@@ -200,10 +198,7 @@ def _executor(task: Task, engine: EngineConfig, log: Path) -> Any:
 def _typed(cls: type[Any], given: Any, where: str) -> Any:
     if not isinstance(given, dict):
         raise ConfigError("not a mapping", field=where, value=given)
-    known: Sequence[str] = [f.name for f in fields(cls)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError("unknown key", field=f"{where}.{unknown[0]}", remedy=f"use {', '.join(known)}")
+    refuse_unknown(given, cls, where=where)
     try:
         return cls(**given)
     except TypeError as error:

@@ -4,7 +4,7 @@
 `docs/scale.md`). What does not decode is listed, since an image that was not looked at proves nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,22 +61,19 @@ class _Row:
     found: Fingerprint | str
 
 
-def read_prints(
-    root: Path, splits: Sequence[str] | None = None, *, observe: Callable[[], None] = lambda: None
-) -> Prints:
+def read_prints(root: Path, *, observe: Callable[[], None] = lambda: None) -> Prints:
     """Fingerprints of a corpus (a folder with `index.json`) or of all images below a folder.
 
     Args:
         root: the folder.
-        splits: of a corpus; None takes all.
         observe: called after every image, for a progress bar.
 
     Raises:
         ConfigError: there is no image below `root`.
-        IndexSchemaError, ShardError: the corpus is broken, or lacks a split.
+        IndexSchemaError, ShardError: the corpus is broken.
     """
     rows = []
-    for row in _corpus_rows(root, splits) if (root / INDEX_NAME).is_file() else _folder_rows(root):
+    for row in _corpus_rows(root) if (root / INDEX_NAME).is_file() else _folder_rows(root):
         rows.append(row)
         observe()
     if not rows:
@@ -95,20 +92,18 @@ def read_prints(
     )
 
 
-def count_images(root: Path, splits: Sequence[str] | None = None) -> int:
+def count_images(root: Path) -> int:
     """Images that `read_prints` will look at, without decoding any."""
     if (root / INDEX_NAME).is_file():
         index = ShardIndex.load(root)
-        rows = index.rows(tuple(splits) if splits is not None else index.splits).tolist()
-        return len(rows) + sum(len(index.later.get(row, ())) for row in rows)
+        return len(index) + sum(len(images) for images in index.later.values())
     return len(_image_files(root))
 
 
-def _corpus_rows(root: Path, splits: Sequence[str] | None) -> Iterator[_Row]:
+def _corpus_rows(root: Path) -> Iterator[_Row]:
     index = ShardIndex.load(root)
     reader = ShardReader(index)
-    for row in index.rows(tuple(splits) if splits is not None else index.splits):
-        k = int(row)
+    for k in range(len(index)):
         image_id, split = index.text["image_id"][k], index.shards[int(index.shard_of_row[k])].split
         try:
             sample, images = reader.read_all(k)

@@ -20,9 +20,10 @@ from typing import Any
 
 from rich.table import Table
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.prepare.rsvqa_files import (
     KINDS,
     PARTS,
@@ -115,17 +116,14 @@ def build(config: dict[str, Any], out: Path) -> Path:
         ConfigError: an unknown key, no `root`, or what `import_rsvqa` raises.
     """
     given = {k: v for k, v in config.items() if k not in ("kind", "out")}
-    known = set(RsvqaConfig.__dataclass_fields__)
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise ConfigError("unknown key", field=unknown[0], value=given[unknown[0]], remedy=f"use {', '.join(known)}")
+    refuse_unknown(given, RsvqaConfig)
     if not given.get("root"):
         raise ConfigError("RSVQA needs the folder of its raw files", field="root", remedy="set RSVQA_ROOT=DIR")
     given["root"] = Path(given["root"])
     for name in ("parts", "splits"):
         if given.get(name) is not None:
             given[name] = tuple(given[name])
-    _print(import_rsvqa(RsvqaConfig(**given), out), stderr=True)
+    console(stderr=True).print(report_table(import_rsvqa(RsvqaConfig(**given), out)))
     return out
 
 
@@ -142,6 +140,7 @@ def report_table(report: ImportReport) -> Table:
     return table
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scaleearth_pl.prepare.rsvqa", description=__doc__.split("\n")[0])
@@ -161,25 +160,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples-per-shard", type=int, default=512, help="images in one tar file")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is already there")
     args = parser.parse_args(argv)
-    try:
-        config = RsvqaConfig(
-            root=args.root,
-            parts=tuple(args.parts) if args.parts else None,
-            splits=tuple(args.splits),
-            min_questions=args.min_questions,
-            samples_per_shard=args.samples_per_shard,
-            overwrite=args.overwrite,
-        )
-        report = import_rsvqa(config, args.out)
-    except ScaleEarthError as error:
-        print_error(error)
-        return 2
-    _print(report, stderr=False)
+    config = RsvqaConfig(
+        root=args.root,
+        parts=tuple(args.parts) if args.parts else None,
+        splits=tuple(args.splits),
+        min_questions=args.min_questions,
+        samples_per_shard=args.samples_per_shard,
+        overwrite=args.overwrite,
+    )
+    console().print(report_table(import_rsvqa(config, args.out)))
     return 0
-
-
-def _print(report: ImportReport, *, stderr: bool) -> None:
-    console(stderr=stderr).print(report_table(report))
 
 
 def _jobs(config: RsvqaConfig) -> Iterator[tuple[Part, Path, str]]:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import GsdError, SampleError
 from scaleearth_pl.geo.filegsd import Window
 from scaleearth_pl.model.backbone import silence_loading
@@ -41,15 +41,16 @@ Result = tuple[str, list[Answer] | str]
 """An image's name with its answers, or with what is wrong with it."""
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
     silence_loading()
     assistant = assistant_of(args)
     if args.model is None:
-        Console(stderr=True, highlight=False).print(f"model: {assistant.loaded.adapter.path}", soft_wrap=True)
+        console(stderr=True, highlight=False).print(f"model: {assistant.loaded.adapter.path}", soft_wrap=True)
     _check_arguments(assistant, args)
-    screen = Console(highlight=False)
+    screen = console(highlight=False)
     failed = 0
     for name, result in _results(assistant, args):
         failed += isinstance(result, str)
@@ -101,7 +102,7 @@ def _query(image: ImageInput, args: argparse.Namespace, gsd_m: float | None) -> 
 def _results(assistant: Assistant, args: argparse.Namespace) -> Iterator[Result]:
     """Every image's result in order, `IMAGES_AT_ONCE` at a time."""
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # its complaints come back as typed errors
-    screen = Console(stderr=True)
+    screen = console(stderr=True)
     quiet = len(args.images) < 2 or not screen.is_terminal
     images = iter(track(args.images, description="images", console=screen, disable=quiet, transient=True))
     while chunk := list(islice(images, IMAGES_AT_ONCE)):

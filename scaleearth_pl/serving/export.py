@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import replacing_folder, write_json
 from scaleearth_pl.core.gsd import log10_gsd
@@ -46,10 +46,11 @@ METADATA_SIGMAS = {"metadata, exact": 0.01, "metadata, nominal": 0.05}
 """Sigmas that the gate is told under policy "metadata", in decades (docs/contracts.md)."""
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    screen = Console(highlight=False)
+    screen = console(highlight=False)
     silence_loading()
     _check_together(args)
     loaded = run_of(args)
@@ -135,7 +136,7 @@ def export_bank(
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
     with replacing_folder(out, n_bytes * len(scales)) as new:
-        for scale in track(scales, description="folding", console=Console(stderr=True), disable=len(scales) < 2):
+        for scale in track(scales, description="folding", console=console(stderr=True), disable=len(scales) < 2):
             folder = new / scale.name
             folder.mkdir()
             tensors = fold(adapters, scale, dtype=getattr(torch, dtype))

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.files import replacing_folder, write_json
 from scaleearth_pl.loading.folders import BASE_ORIGIN
 from scaleearth_pl.loading.model import LoadedModel
@@ -50,6 +49,7 @@ class BaseReport:
     gap: float
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth export-base", description="Writes the dequantised backbone.")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     silence_loading()
     report = export_base(run_of(args), args.out)
-    screen = Console(highlight=False)
+    screen = console(highlight=False)
     screen.print(f"base in {args.out}: {report.n_four_bit} layers dequantised", soft_wrap=True)
     screen.print(f"4-bit arithmetic differs from it by {report.gap:.2e} of the largest logit", soft_wrap=True)
     return 0

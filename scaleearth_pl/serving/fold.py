@@ -145,8 +145,3 @@ def cell_errors(metric: UpdateMetric, at: FoldScale, edges: tuple[float, float])
     """Worst over a cell at the fold's own sigma. Gates are monotone in s, so theirs is at an edge: exact, not sampled."""
     s_S = torch.linspace(*edges, CELL_POINTS, dtype=torch.float64).float()
     return metric.errors(at, s_S, torch.full_like(s_S, at.sigma_log10))
-
-
-def gate_bound(sharpness: float, half_width: float) -> float:
-    """Largest change of one gate within `half_width` decades, whatever its threshold: tanh(sharpness d / 4)."""
-    return math.tanh(sharpness * half_width / 4)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
@@ -58,6 +59,7 @@ def export_corpus(root: Path, out: Path, *, split: str = "test", source: str | N
     return len(rows)
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="harness_corpus", description="A corpus as a harness's task.")

@@ -21,8 +21,8 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from rich.console import Console
 
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.queueing import BatchPolicy
@@ -56,6 +56,7 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     limits = ServerLimits(**{f.name: getattr(args, f.name) for f in fields(ServerLimits) if hasattr(args, f.name)})
     batching = BatchPolicy(max_batch=args.max_batch, max_wait_s=args.max_wait_ms / 1000)
     assistant = assistant_of(args)
-    screen = Console(stderr=True, highlight=False)
+    screen = console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}", soft_wrap=True)
     screen.print(f"http://{args.host}:{args.port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
     app = create_app(assistant, name=args.name, limits=limits, batching=batching)

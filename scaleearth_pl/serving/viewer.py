@@ -22,8 +22,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from rich.console import Console
 
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
@@ -73,6 +73,7 @@ def create_viewer(assistant: Assistant, images: CorpusImages, *, limits: ServerL
     return app
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     assistant = assistant_of(args)
     images = CorpusImages(args.corpus, split=args.split, count=args.images, max_read_pixels=assistant.max_read_pixels)
     app = create_viewer(assistant, images)
-    screen = Console(stderr=True, highlight=False)
+    screen = console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}, {len(images.rows)} images of {args.corpus}", soft_wrap=True)
     screen.print(f"open http://{args.host}:{args.port}/   stop with Ctrl-C", soft_wrap=True)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", ws="none", server_header=False)

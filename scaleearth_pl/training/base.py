@@ -25,9 +25,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.metrics import GroupedAccuracy
+from scaleearth_pl.core.metrics import GroupedAccuracy, cue_number
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
 from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, restate
+from scaleearth_pl.training.ranks import in_group
 from scaleearth_pl.training.report import EvalReport, StepReport, merge_reports
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -156,7 +157,7 @@ class TreeTraining(pl.LightningModule):
     def _over_ranks(self, numbers: list[float] | list[Tensor]) -> Tensor:
         """Sums over ranks, in fp64; a sum of zero becomes one, so that an empty step divides by something."""
         total = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             dist.all_reduce(total)
         return torch.where(total == 0, 1.0, total).float()
 
@@ -174,11 +175,11 @@ class TreeTraining(pl.LightningModule):
         sums = [torch.stack([x.ce_sum for x in losses]).sum()]
         sums += [torch.stack([cast(Tensor, x.nll_sum) for x in losses]).sum()] if has_head else []
         total = torch.stack(sums).double()
-        if dist.is_available() and dist.is_initialized():
+        if in_group():
             dist.all_reduce(total)
         vlm_loss = total[0].float() / n_supervised
         nll = total[1].float() / trust if has_head else None
-        cue = [-1 if t.has_scale_cue is None else int(t.has_scale_cue) for m in batch.micro for t in m.trees]
+        cue = [cue_number(tree.has_scale_cue) for micro in batch.micro for tree in micro.trees]
         images = _per_image(batch, losses, cue) if has_head else {}
         return StepReport(
             step=self.global_step,

@@ -25,6 +25,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, ScaleEarthError
 from scaleearth_pl.core.files import NO_ROOM, flush
+from scaleearth_pl.training.ranks import in_group
 from scaleearth_pl.training.seal import HashingWriter, read_seal, verify
 from scaleearth_pl.training.sealed_folder import FOLDER_SEAL
 
@@ -131,7 +132,7 @@ def resolve(path: Path) -> Path:
 
 def from_rank_zero(choose: Callable[[], Path]) -> Path:
     """Rank 0's choice on every rank, its typed error included; a collective."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_group():
         return choose()
     chosen: list[Path | ScaleEarthError | None] = [None]
     if dist.get_rank() == 0:

@@ -7,7 +7,6 @@ typed error; what is not recognised stays what it is, with its traceback, becaus
 import re
 
 import torch
-import torch.distributed as dist
 
 from scaleearth_pl.core.errors import (
     DiskSpaceError,
@@ -17,6 +16,7 @@ from scaleearth_pl.core.errors import (
     WorkerError,
 )
 from scaleearth_pl.core.files import NO_ROOM
+from scaleearth_pl.training.ranks import in_group
 
 UNKNOWN_STATUS = 1
 """Exit status after an error that nobody expected (Python's own)."""
@@ -52,7 +52,7 @@ def as_typed(error: BaseException) -> ScaleEarthError | None:
             remedy="look for the out-of-memory killer and for a slow disk; fewer workers need less; then resume",
         )
     # A broken pipe or a refused connection is a peer's only where there are peers; it may be a pager, or a server.
-    of_ranks = isinstance(error, RuntimeError) or (isinstance(error, OSError) and dist.is_initialized())
+    of_ranks = isinstance(error, RuntimeError) or (isinstance(error, OSError) and in_group())
     if of_ranks and _PEER.search(text):
         return PeerLostError(f"another rank is gone: {first_line(text)}", remedy="see its message; then resume")
     return None

@@ -19,23 +19,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import PreflightError
 from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training.ranks import in_group
 
 
 def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
     """Shards blocks and root in place over the last axis of the strategy's mesh; no mesh, no change."""
     if module.device_mesh is None:
         return
-    nodes, devices = module.device_mesh["data_parallel"], module.device_mesh["tensor_parallel"]
-    mesh = devices if nodes.size() == 1 else module.device_mesh
+    mesh = _mesh(module.device_mesh)
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # What callers use besides `forward`. `logits` and `generate` run inside these two, where all is gathered already.
     register_fsdp_forward_method(model, "answer")
 
 
@@ -47,8 +47,7 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
     """
     if module.device_mesh is None:
         return
-    nodes, devices = module.device_mesh["data_parallel"], module.device_mesh["tensor_parallel"]
-    mesh = devices if nodes.size() == 1 else module.device_mesh
+    mesh = _mesh(module.device_mesh)
     in_order = [p for p in model.parameters() if p.requires_grad]  # a set has another order on every rank
     trained = set(in_order)
     for parameter in in_order:
@@ -91,6 +90,10 @@ def transformer_blocks(model: ScaleEarth) -> list[nn.Module]:
 
 def full_state_dict(module: nn.Module) -> dict[str, Any]:
     """The whole state on the CPU of rank 0 (empty elsewhere under FSDP2): a collective, so call it on every rank."""
-    distributed = dist.is_available() and dist.is_initialized()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=distributed)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=in_group())
     return dict(get_model_state_dict(module, options=options))
+
+
+def _mesh(whole: DeviceMesh) -> DeviceMesh:
+    """What parameters are sharded over: the devices of the one node, or those of each node and copies on every node."""
+    return whole["tensor_parallel"] if whole["data_parallel"].size() == 1 else whole

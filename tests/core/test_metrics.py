@@ -22,9 +22,9 @@ from scaleearth_pl.core.metrics import (
     CalibrationRatio,
     GaussianNll,
     GroupedAccuracy,
-    GsdError,
     GsdRecords,
     IntervalCoverage,
+    MaeDecades,
     SigmaErrorSpearman,
     cue_tensor,
     sse_u_metrics,
@@ -147,7 +147,7 @@ def test_an_overconfident_head_lies_above_the_reference_and_covers_less():
 
 
 def test_gsd_error_by_cue():
-    got = GsdError()
+    got = MaeDecades()
     got.update(
         mu=torch.tensor([0.0, 1.0, 2.0, 9.0]),
         log10_gsd=torch.tensor([0.1, 1.3, 2.5, math.nan]),
@@ -159,7 +159,7 @@ def test_gsd_error_by_cue():
 
 
 def test_groups_that_were_not_seen_are_left_out_and_nothing_is_nan():
-    empty = GsdError().compute()
+    empty = MaeDecades().compute()
     assert set(empty) == {"mae_decades"}
     assert math.isnan(empty["mae_decades"])
     assert math.isnan(GaussianNll().compute())

@@ -22,7 +22,7 @@ from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import read_predictions, write_rows
 from scaleearth_pl.evaluation.sheets import main as command
 from scaleearth_pl.evaluation.sheets.choose import (
-    FAMILIES,
+    DRAW_ORDER,
     Draw,
     Variant,
     draw_places,
@@ -132,7 +132,7 @@ def test_an_image_shows_families_first_then_new_types_and_nothing_twice(world, n
         assert [d.gsd_m for d in place] == sorted(d.gsd_m for d in place)
         for drawn in place:
             there = [row for row in world[1] if row.image_id == drawn.image_id]
-            families = [f for f in FAMILIES if any(row.family == f for row in there)]
+            families = [f for f in DRAW_ORDER if any(row.family == f for row in there)]
             assert [row.family for row in drawn.rows][: len(families)] == families[:n]
             assert len({row.qa_id for row in drawn.rows}) == len(drawn.rows) == min(n, len(there))
             types = [row.type for row in drawn.rows]

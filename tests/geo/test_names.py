@@ -6,7 +6,7 @@ from scaleearth_pl.core.errors import GsdError
 from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.geo.candidates import Stage
 from scaleearth_pl.geo.names import box_candidate, name_candidates
-from scaleearth_pl.geo.webmap import map_pixel_m, tile_latitude_deg, webmap_candidate, webmap_pixel
+from scaleearth_pl.geo.webmap import map_pixel_m, webmap_candidate, webmap_pixel
 
 SIZE = (512, 512)
 
@@ -93,11 +93,6 @@ def test_webmap_is_nominal_because_of_upsampling() -> None:
     found = webmap_candidate(21, 33.9)
     assert found.provenance is Provenance.NOMINAL
     assert found.gsd_m == pytest.approx(0.062, rel=0.01)
-
-
-def test_tile_rows_run_from_north_to_south() -> None:
-    assert tile_latitude_deg(0, 3) == pytest.approx(85.0511, abs=1e-3)
-    assert tile_latitude_deg(4, 3) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from tree_fakes import IDS, RAGGED, VOCAB, make_batch, sharpen, single
+from tree_fakes import IDS, RAGGED, VOCAB, dense_tree_mask, make_batch, sharpen, single
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
-from scaleearth_pl.model.shared_image import TreeLayout, dense_tree_mask, encode_images, hidden_states
+from scaleearth_pl.model.shared_image import TreeLayout, encode_images, hidden_states
 from scaleearth_pl.model.tree_attention import tree_attention
 from scaleearth_pl.model.tree_kernels import CpuFlash, Part, Streams, VarlenCudaFlash, kernel_for
 

@@ -10,6 +10,19 @@ VOCAB = 64
 N_SUPERVISED = 3
 
 
+def dense_tree_mask(batch):
+    """True where a token (row) sees a token (column): the definition that the fast forms are tested against."""
+    n_tokens, device = batch.input_ids_T.shape[0], batch.input_ids_T.device
+    branch_T = torch.full((n_tokens,), -1, device=device)
+    for i, (start, length) in enumerate(zip(batch.branch_start_B.tolist(), batch.branch_len_B.tolist(), strict=True)):
+        branch_T[start : start + length] = i
+    tree_T = batch.tree_of_token_T
+    same_tree = tree_T[:, None] == tree_T[None]
+    visible = (branch_T[None] == -1) | (branch_T[:, None] == branch_T[None])
+    causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device).tril()
+    return same_tree & visible & causal
+
+
 def prefix_of(grids, rng):
     """Token ids and m-rope positions of a prefix that holds images of these (h, w) patch grids."""
     ids, positions, start = [], [], 0

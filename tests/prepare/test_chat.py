@@ -11,7 +11,7 @@ from fakes.chat_server import ChatServer
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.prepare.chat import Answer, Chat, ChatConfig
-from scaleearth_pl.prepare.chat_errors import RefusedError, RejectedError, ReplyError, ServerError
+from scaleearth_pl.prepare.chat_errors import DeclinedError, RejectedError, ReplyError, ServerError
 from scaleearth_pl.prepare.chat_providers import ChatRequest, retry_after_s
 from scaleearth_pl.prepare.replies import GeneratedPairs, parse_pairs, reply_schema
 
@@ -82,8 +82,8 @@ def test_passing_faults_are_retried(fault: str) -> None:
         ("odd", ServerError, 4),
         ("prose", ReplyError, 2),
         ("length", ReplyError, 2),
-        ("refuse", RefusedError, 1),
-        ("apology", RefusedError, 1),
+        ("refuse", DeclinedError, 1),
+        ("apology", DeclinedError, 1),
         ("400", RejectedError, 1),
     ],
 )
@@ -161,7 +161,7 @@ def test_the_parser_decides_what_is_usable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "error"), [(None, None), ("refuse", RefusedError), ("length", ReplyError), ("429", None), ("cut", None)]
+    ("fault", "error"), [(None, None), ("refuse", DeclinedError), ("length", ReplyError), ("429", None), ("cut", None)]
 )
 def test_claude_goes_the_same_way(fault: str | None, error: type[Exception] | None) -> None:
     faults = {fault: 1.0} if fault else {}

@@ -62,7 +62,7 @@ def test_second_run_finds_the_work_done(built, capsys):
 def test_other_settings_are_refused_by_name(built):
     file, _ = built
     with pytest.raises(ConfigError, match=r"other settings.*config_hash.*--out"):
-        main([str(file), "--set", "seed=8"])
+        prepare(file, ["seed=8"])
 
 
 @pytest.mark.parametrize(("name", "value"), [("generator", lambda: "edited"), ("VERSION", "0")])
@@ -72,7 +72,7 @@ def test_a_corpus_of_another_generator_is_refused_with_the_way_to_rebuild(built,
     with pytest.raises(
         ConfigError, match=rf"another generator.*rebuild with: rm -r {out} && scaleearth prepare {file}"
     ):
-        main([str(file)])
+        prepare(file)
     monkeypatch.undo()
     assert prepare(file) == out
 
@@ -84,7 +84,7 @@ def test_a_corpus_without_record_is_refused(built, tmp_path):
         if text is not None:
             (tmp_path / "corpus.json").write_text(text)
         with pytest.raises(ConfigError, match="another generator"):
-            main([str(file), "--out", str(tmp_path)])
+            prepare(file, [f"out={tmp_path}"])
 
 
 def test_generator_digest_sees_edits_and_names_but_no_line_ends(tmp_path):
@@ -106,7 +106,7 @@ def test_a_folder_that_is_no_corpus_is_left_alone(built, tmp_path):
     file, _ = built
     (tmp_path / "letters.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not a finished corpus"):
-        main([str(file), "--out", str(tmp_path)])
+        prepare(file, [f"out={tmp_path}"])
     assert (tmp_path / "letters.txt").read_text() == "mine"
 
 

@@ -12,7 +12,7 @@ from scaleearth_pl.core.errors import QuarantineLimitError
 from scaleearth_pl.core.gsd import Provenance, TierBoundaries
 from scaleearth_pl.prepare import filter as module
 from scaleearth_pl.prepare.filter import FilterReport, filter_file, filter_records, reasons, rejected_path
-from scaleearth_pl.prepare.filter_rules import RULES, Candidate, areas_m2, lengths_m
+from scaleearth_pl.prepare.filter_rules import RULES, PairInView, areas_m2, lengths_m
 from scaleearth_pl.prepare.ledger import LedgerError, read_records
 from scaleearth_pl.prepare.prompts.compose import View
 
@@ -28,11 +28,11 @@ def candidate(
     family: str = "identification",
     kind: str = "arrangement",
     sigma: float | None = 0.01,
-) -> Candidate:
+) -> PairInView:
     provenance = Provenance.UNKNOWN if gsd_m is None else provenance
     tier = TierBoundaries().tier_of(gsd_m)
     view = View(gsd_m=gsd_m, provenance=provenance, tier=tier, width=256, height=256, class_label=label)
-    return Candidate(
+    return PairInView(
         question=question,
         answer=answer,
         options=options,

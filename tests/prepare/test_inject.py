@@ -7,8 +7,8 @@ from geo.geo_fakes import MARS, north_up, write_raster
 from scaleearth_pl.core.errors import SampleError
 from scaleearth_pl.core.gsd import Provenance, Tier, TierBoundaries
 from scaleearth_pl.core.sample import Question, Sample
-from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
-from scaleearth_pl.prepare.inject import LOGGED_EXAMPLES, Evidence, InjectReport, inject, inject_all, sample_fields
+from scaleearth_pl.geo.candidates import Candidate, Stage
+from scaleearth_pl.prepare.inject import LOGGED_EXAMPLES, Evidence, InjectReport, inject, sample_fields
 
 NAIP = "m_4709963_se_14_1_20180716.tif"
 
@@ -64,31 +64,27 @@ def test_mars_is_not_rescued_by_a_table(tmp_path: Path) -> None:
 
 
 def test_disagreements_are_logged_a_few_times_and_counted_always(image: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = InjectReport()
-    many = [Evidence(image_id=f"i{k}", image=image, name=NAIP) for k in range(LOGGED_EXAMPLES + 4)]
+    report, many = InjectReport(), LOGGED_EXAMPLES + 4
     with caplog.at_level(logging.WARNING):
-        assert len(list(inject_all(many, report))) == len(many)
-    assert report.disagreements == {("name:naip", "transform"): len(many)}
+        for k in range(many):
+            report.add(f"i{k}", inject(Evidence(image_id=f"i{k}", image=image, name=NAIP)))
+    assert report.disagreements == {("name:naip", "transform"): many}
     assert len(caplog.records) == LOGGED_EXAMPLES
     assert "i0" in caplog.text
-    assert report.as_dict()["provenance"] == {"exact": len(many)}
+    assert report.as_dict()["provenance"] == {"exact": many}
 
 
 def test_agreement_is_silent(image: Path, caplog: pytest.LogCaptureFixture) -> None:
     report = InjectReport()
-    list(inject_all([Evidence(image_id="a", image=image, record={"res_x": "5m"})], report))
+    report.add("a", inject(Evidence(image_id="a", image=image, record={"res_x": "5m"})))
     assert not report.disagreements
     assert not caplog.records
 
 
-def test_unreadable_file_is_yielded_for_the_quarantine(tmp_path: Path, image: Path) -> None:
-    report = InjectReport()
+def test_an_unreadable_file_is_an_error_and_not_an_unknown_gsd(tmp_path: Path) -> None:
     (tmp_path / "bad.tif").write_bytes(b"")
-    both = [Evidence(image_id="bad", image=tmp_path / "bad.tif"), Evidence(image_id="good", image=image)]
-    (bad, good) = (result for _, result in inject_all(both, report))
-    assert isinstance(bad, SampleError)
-    assert isinstance(good, Resolution)
-    assert report.unreadable == {"empty file": 1}
+    with pytest.raises(SampleError, match="empty file"):
+        inject(Evidence(image_id="bad", image=tmp_path / "bad.tif"))
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -67,6 +67,14 @@ def test_parts_make_one_verified_corpus(built: Path, archive: Path, tmp_path: Pa
     assert counts["sources"]["rsvqa_hr"]["images"] == {"train": N_IMAGES - 1}
 
 
+def test_what_was_done_to_single_images_is_noted(built: Path, archive: Path, tmp_path: Path) -> None:
+    assert (built / "notes.jsonl").read_text() == ""
+    smaller = pipeline.build(config(archive, max_pixels=4096), tmp_path / "smaller")
+    rows = [json.loads(line) for line in (smaller / "notes.jsonl").read_text().splitlines()]
+    assert {row["image_id"] for row in rows} == set(samples(smaller)) and len(rows) == N_IMAGES
+    assert all("stored as 8-bit PNG" in row["notes"] for row in rows)
+
+
 def test_workers_change_no_byte(built: Path, archive: Path, tmp_path: Path) -> None:
     two = pipeline.build(config(archive, workers=2), tmp_path / "two")
     assert content(two) == content(built)

@@ -81,7 +81,7 @@ def test_observing_a_step_reads_nothing_from_the_device(monkeypatch):
     for name in ("item", "tolist", "__float__", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: reads.append(name) or math.nan)
     for step in range(1, 10):
-        callback._observe(None, toy_step(step))
+        callback._take(None, toy_step(step))
     assert reads == []
 
 
@@ -99,7 +99,7 @@ def test_steps_that_wait_are_written_before_the_run_can_end(monkeypatch, event):
     monkeypatch.setattr("scaleearth_pl.training.callbacks.losses.board", lambda trainer: writer)
     losses = Losses(every_n_steps=10)
     for step in (1, 2):
-        losses._observe(None, toy_step(step))
+        losses._take(None, toy_step(step))
     if event == "checkpoint":
         losses.on_save_checkpoint(None, None, {})
     else:

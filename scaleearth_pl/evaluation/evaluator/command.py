@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.commit import current_commit
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import PREDICTIONS, ROW
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark
@@ -114,15 +114,12 @@ def views_of(policies: Iterable[str], spoof_grid_m: Sequence[float]) -> list[Vie
     return views
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     args = _parser().parse_args(argv)
     silence_loading()
-    try:
-        rows = _evaluate_all(args)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    rows = _evaluate_all(args)
     console().print(results_table(rows))
     by_matcher = matcher_table(rows)
     if by_matcher is not None:

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
-from scaleearth_pl.core.sample import Question, Sample
+from scaleearth_pl.core.sample import TRAINED_SPLITS, Question, Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject
-from scaleearth_pl.evaluation.question_tables import TRAINED_SPLITS
 
 _BYTES = ("image_crc32", "image_size", "width", "height")
 

@@ -18,9 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from scaleearth_pl.core.console import console
+from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_json
 from scaleearth_pl.core.gsd import TierBoundaries
@@ -149,7 +147,7 @@ def _answered(
 ) -> Answers:
     """All answers, those that a cut-off run has left in `part` included; each group is written there as it is done."""
     answers, done = _finished(part)
-    with _bar(f"{subject.name} · {view.name}", n_images, len(done)) as advance:
+    with progress(f"{subject.name} · {view.name}", n_images, done=len(done)) as advance:
         for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
             start = time.perf_counter()
             said = run_views(
@@ -206,19 +204,3 @@ def _lines(said: GroupAnswers, seconds: float) -> Iterator[dict[str, Any]]:
     readings: Sequence[dict[str, Any] | None] = [asdict(r) for r in said.readings] or [None] * len(trees)
     for tree, rows, reading in zip(trees, answers, readings, strict=True):
         yield {"image_id": tree.image_id, "answers": rows, "sse_u": reading, "seconds": seconds}
-
-
-class _bar:  # noqa: N801 (used as a function)
-    """A progress bar on stderr that yields a function to advance it."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(stderr=True))
-        self.task = self.progress.add_task(title, total=total, completed=done)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        return lambda n: self.progress.advance(self.task, n)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import replacing_file
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
+from scaleearth_pl.core.metrics import cue_number
 from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.evaluation.bootstrap import Floats
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
@@ -28,8 +29,6 @@ from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
 
 Bools = NDArray[np.bool_]
-
-_CUE = {True: 1, False: 0, None: -1}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +133,7 @@ def tabulate(
             tree = said.batch.trees[branch.tree]
             scale = np.nan if tree.gsd_m is None else log10_gsd(tree.gsd_m)
             who.append((tree.image_id, tree.place_id, branch.qa_id, branch.type, branch.family,
-                        str(tree.effective_tier), _CUE[tree.has_scale_cue], scale))  # fmt: skip
+                        str(tree.effective_tier), cue_number(tree.has_scale_cue), scale))  # fmt: skip
         readings += said.readings
     if not who:
         raise ConfigError("no image to evaluate", field="images", value=0, remedy="check split and limits")

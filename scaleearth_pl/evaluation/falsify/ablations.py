@@ -8,8 +8,7 @@ Runs are those of `falsify` and `make compare`: a finished one is taken over. In
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.run_files import RUN
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import measure
@@ -25,18 +24,15 @@ FAST_LIMIT = 40
 """Test images of a smoke test."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status: 0 whatever comes out, 2 for an error."""
     parser = command_parser("ablations", description="What each component is worth (Figure 6).", plan=PLAN, out=OUT)
     parser.add_argument("--tables", type=Path, default=TABLES, help="answers by variant, kept and read again")
     args = parser.parse_args(argv)
     out = out_of(args, OUT)
-    try:
-        refuse_mixing(out / "ablations.json", fast=args.fast)
-        report = ablations(Plan.load(args.plan), setting_of(args), out, tables=args.tables)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    refuse_mixing(out / "ablations.json", fast=args.fast)
+    report = ablations(Plan.load(args.plan), setting_of(args), out, tables=args.tables)
     console().print(report.as_table())
     console().print(f"figure and table: {out}")
     return 0

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.core.console import command, console
 from scaleearth_pl.evaluation.bootstrap import Places
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import findings, measure
@@ -28,17 +27,14 @@ from scaleearth_pl.evaluation.predictions import RunFolder
 PLAN, OUT = Path("experiments/falsify/hypotheses.yaml"), Path("reports/falsify")
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status: 0 whatever the verdict, 2 for an error."""
     parser = command_parser("falsify", description="What could prove the idea wrong.", plan=PLAN, out=OUT)
     args = parser.parse_args(argv)
     out = out_of(args, OUT)
-    try:
-        refuse_mixing(out / "verdict.json", fast=args.fast)
-        evidence = falsify(Plan.load(args.plan), setting_of(args), out, fast=args.fast)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    refuse_mixing(out / "verdict.json", fast=args.fast)
+    evidence = falsify(Plan.load(args.plan), setting_of(args), out, fast=args.fast)
     if args.fast:
         console().print(f"everything runs; forty steps and one seed allow no verdict. Figures: {out}")
     else:

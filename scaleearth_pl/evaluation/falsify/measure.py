@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scaleearth_pl.core.console import progress
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
@@ -92,16 +92,14 @@ def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], 
 
 def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int], Path]:
     """Runs all tasks, `workers` processes at a time; returns the file of each (what, variant, seed)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     files: dict[tuple[str, str, int], Path] = {}
     pool = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"))
-    with Progress(*columns) as progress, pool:
-        bar = progress.add_task("other scales", total=len(jobs))
+    with progress("other scales", len(jobs)) as advance, pool:
         waiting = {pool.submit(measure, job): job for job in jobs}
         for done in as_completed(waiting):
             job = waiting[done]
             files[job.what, job.variant, job.seed] = done.result()
-            progress.advance(bar)
+            advance()
     return files
 
 

@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import PREDICTIONS, RUN
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
@@ -135,14 +134,12 @@ def _fit(stage: str, setting: Setting, overlays: Iterable[str], seed: int, folde
 
 def run_all(jobs: Sequence[Job], workers: int, *, title: str) -> None:
     """Runs `jobs`, `workers` at a time, with a progress bar; the first failure stops the rest."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool:
-        task = progress.add_task(title, total=len(jobs))
+    with progress(title, len(jobs)) as advance, ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(run_one, job, workers) for job in jobs]
         try:
             for done in as_completed(waiting):
                 done.result()
-                progress.advance(task)
+                advance()
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             raise

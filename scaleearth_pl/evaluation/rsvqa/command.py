@@ -17,8 +17,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.rsvqa.columns import NAMES
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
@@ -29,25 +29,22 @@ from scaleearth_pl.evaluation.rsvqa.table import write_table
 from scaleearth_pl.evaluation.tables import percent
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        if args.command == "table":
-            text = write_table(args.evaluations, out=args.out, split=args.split)
-            console().print(text if args.out is None else f"{args.out}", soft_wrap=True, markup=False, highlight=False)
-            return 0
-        table = read_table(args.file, chosen=_chosen(args.column))
-        if args.matcher == "all":
-            scores = [*score_under_all(table, dataset=args.dataset).values()]
-        else:
-            scores = [score_table(table, matcher(args.matcher), dataset=args.dataset)]
-        document = report(table, scores, split=args.split)
-        if args.out:
-            _write(args.out, document)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
+    if args.command == "table":
+        text = write_table(args.evaluations, out=args.out, split=args.split)
+        console().print(text if args.out is None else f"{args.out}", soft_wrap=True, markup=False, highlight=False)
+        return 0
+    table = read_table(args.file, chosen=_chosen(args.column))
+    if args.matcher == "all":
+        scores = [*score_under_all(table, dataset=args.dataset).values()]
+    else:
+        scores = [score_table(table, matcher(args.matcher), dataset=args.dataset)]
+    document = report(table, scores, split=args.split)
+    if args.out:
+        _write(args.out, document)
     if args.format != "json":
         for one in tables(document):
             console().print(one)

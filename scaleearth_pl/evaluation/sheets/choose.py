@@ -5,7 +5,7 @@ Hand-picked examples prove what the hand wanted. Here every place, image and que
 every verdict were turned round (a test). The price is that a sheet may show dull questions, and ones that all get wrong.
 
     places   the first places that were seen at `min_gsds` GSDs or more; of each image one question of every family in
-             `FAMILIES`, filled up with types not shown yet
+             `DRAW_ORDER`, filled up with types not shown yet
     types    for every type of question, the question with the lowest ticket
 
 GSDs are effective, in metres per pixel that the model saw.
@@ -23,8 +23,8 @@ from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuRea
 from scaleearth_pl.evaluation.pairing import Key, differing
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 
-FAMILIES = ("scale_specific", "discriminative", "identification", "other")
-"""Order in which an image's questions are drawn: what needs the GSD first."""
+DRAW_ORDER = ("scale_specific", "discriminative", "identification", "other")
+"""Families in the order in which an image's questions are drawn: what needs the GSD first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,10 +159,10 @@ def draw_places(rows: Sequence[Prediction], draw: Draw) -> list[list[Drawn]]:
 
 
 def draw_types(rows: Sequence[Prediction], draw: Draw) -> list[Drawn]:
-    """One question of every type, by family (as in `FAMILIES`) and name."""
+    """One question of every type, by family (as in `DRAW_ORDER`) and name."""
     best: dict[tuple[int, str, str], Prediction] = {}
     for row in rows:
-        kind = (FAMILIES.index(row.family) if row.family in FAMILIES else len(FAMILIES), row.family, row.type)
+        kind = (DRAW_ORDER.index(row.family) if row.family in DRAW_ORDER else len(DRAW_ORDER), row.family, row.type)
         if kind not in best or draw.ticket(*row.key) < draw.ticket(*best[kind].key):
             best[kind] = row
     return [_as_drawn((best[kind],)) for kind in sorted(best)]
@@ -172,7 +172,7 @@ def _drawn(rows: Sequence[Prediction], draw: Draw) -> Drawn:
     """One question of each family, then types not shown yet, then anything; always by ticket."""
     waiting = sorted(rows, key=lambda row: draw.ticket(*row.key))
     chosen: list[Prediction] = []
-    for family in FAMILIES:
+    for family in DRAW_ORDER:
         chosen += [row for row in waiting if row.family == family][:1]
     del chosen[draw.questions :]
     while len(chosen) < min(draw.questions, len(waiting)):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaleearth_pl.core.console import console, print_error
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.console import command, console
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark
 from scaleearth_pl.evaluation.falsify.plan import OURS
 from scaleearth_pl.evaluation.falsify.runs import Setting
@@ -125,16 +125,12 @@ def named_variants(words: Sequence[str], setting: Setting, seed: int) -> list[Va
     return [Variant.load(name, Path(folder)) for name, _, folder in pairs]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
     args = _parser().parse_args(argv)
     silence_loading()
-    try:
-        written = _sheets(args)
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
-    for file in written.files:
+    for file in _sheets(args).files:
         console().print(f"{file}  {file.stat().st_size / 1000:.0f} kB")
     return 0
 

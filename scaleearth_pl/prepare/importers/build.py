@@ -8,19 +8,18 @@ The YAML's keys: `root` (of the archives), `sources` (name -> options of the imp
 is then 3), `notes.jsonl` (what was done to single images).
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.console import console, progress_bar
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.geo.candidates import Resolution
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
+from scaleearth_pl.prepare.importers.books import open_books, write_counts
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
@@ -62,12 +61,7 @@ class ArchivesConfig:
     def from_dict(cls, config: dict[str, Any]) -> "ArchivesConfig":
         """Reads the YAML's mapping; raises `ConfigError` for unknown keys and a missing root."""
         given = {key: value for key, value in config.items() if key not in ("kind", "out")}
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ConfigError(
-                "unknown key", field=unknown[0], value=given[unknown[0]], remedy=f"use {', '.join(known)}"
-            )
+        refuse_unknown(given, cls)
         if not given.get("root"):
             raise ConfigError("the folder of the archives must be given", field="root", remedy="--set root=DIR")
         return cls(**{**given, "root": Path(given["root"])})
@@ -130,64 +124,30 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
         ShardWriter(
             out, corpus=config.corpus, boundaries=boundaries, samples_per_shard=config.samples_per_shard
         ) as writer,
-        open(out / QUARANTINE_NAME, "w", encoding="utf-8") as quarantine,
-        open(out / "notes.jsonl", "w", encoding="utf-8") as notes,
-        _progress() as progress,
+        open_books(out, tally) as books,
+        progress_bar(transient=True) as progress,
     ):
         for name, source in sources.items():
             task = progress.add_task(name, total=None)
             stream = imported(source.records(), boundaries=boundaries, max_pixels=config.max_pixels)
             for entry, resolution in stream:
-                entry = entry if isinstance(entry, Rejected) else _write(writer, entry)
-                _book(entry, resolution, tally, quarantine, notes)
+                filed = books.file(writer, entry)
+                if isinstance(filed, Rejected):
+                    tally.judge(filed.source, filed.reason, final=False)
+                elif resolution is not None:
+                    tally.inject.add(filed.sample.image_id, resolution)
                 progress.advance(task)
             progress.update(task, total=progress.tasks[task].completed)
         tally.close()
-    (out / "import.json").write_text(json.dumps(tally.as_dict(), indent=1, sort_keys=True) + "\n")
+    write_counts(out, tally.as_dict())
     return tally
 
 
 def build(config: dict[str, Any], out: Path) -> Path:
     """Entry of the corpus registry; prints the summary and returns the folder `out`."""
     tally = import_archives(ArchivesConfig.from_dict(config), out)
-    console = Console(stderr=True)
-    (console if console.is_terminal else Console(stderr=True, width=140)).print(tally.table())
+    screen = console(stderr=True)
+    screen.print(tally.table())
     if tally.n_rejected:
-        console.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
+        screen.print(f"{tally.n_rejected} left out: reasons in {QUARANTINE_NAME} beside the shards", soft_wrap=True)
     return out
-
-
-def _write(writer: ShardWriter, entry: Imported) -> Imported | Rejected:
-    sample = entry.sample
-    try:
-        writer.write(sample, entry.image, entry.ext, later=entry.later)
-    except SampleError as error:
-        kind = "duplicate_id" if error.field == "image_id" else "bad_image"
-        return Rejected(source=sample.source, item=sample.image_id, kind=kind, reason=str(error))
-    return entry
-
-
-def _book(
-    entry: Imported | Rejected, resolution: Resolution | None, tally: Tally, quarantine: TextIO, notes: TextIO
-) -> None:
-    if isinstance(entry, Rejected):
-        quarantine.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
-        quarantine.flush()
-        tally.bad(entry)
-        return
-    tally.good(entry.sample, converted=bool(entry.notes))
-    if resolution is not None:
-        tally.inject.add(entry.sample.image_id, resolution)
-    if entry.notes:
-        notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": entry.notes}) + "\n")
-
-
-def _progress() -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.core.sample import Question
+from scaleearth_pl.core.sample import FAMILIES, Question
 from scaleearth_pl.prepare.importers.jsonfiles import Row, rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
 from scaleearth_pl.prepare.importers.source import Source, keep_bad_row
@@ -21,7 +21,6 @@ from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree
 from scaleearth_pl.prepare.inject import Evidence
 
-FAMILIES = ("identification", "scale_specific", "discriminative", "other")
 _TABLES = ("questions.jsonl", "questions.json", "questions.csv")
 
 

@@ -2,11 +2,11 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.prepare.importers.dota import Dota
 from scaleearth_pl.prepare.importers.fmow import Fmow
 from scaleearth_pl.prepare.importers.geotiffs import GeoTiffs
@@ -40,14 +40,8 @@ def make_source(name: str, options: Mapping[str, Any], base: Path) -> Source:
     if cls is None:
         raise ConfigError("unknown importer", field=name, value=kind, remedy=f"use {', '.join(IMPORTERS)}")
     hints = get_type_hints(cls)
-    known = [f.name for f in fields(cls)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        remedy = f"use {', '.join(known)}"
-        raise ConfigError(
-            f"{kind} has no such option", field=f"{name}.{unknown[0]}", value=given[unknown[0]], remedy=remedy
-        )
-    if "name" in known:
+    refuse_unknown(given, cls, where=name, problem=f"{kind} has no such option")
+    if "name" in hints:
         given.setdefault("name", name)
     values = {key: _value(f"{name}.{key}", value, hints[key], base) for key, value in given.items()}
     return cls(**{"root": base, **values})

@@ -6,6 +6,7 @@ none; an image that lost only some of its questions counts as good *and* as an i
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,22 +53,14 @@ class Tally:
         self.converted[sample.source] += converted
 
     def bad(self, rejected: Rejected) -> None:
-        """Counts a rejection; raises `QuarantineLimitError` past the share."""
+        """Counts a rejection."""
         self.rejected[rejected.source, rejected.kind] += rejected.count
-        self.judge(rejected.source, rejected.reason, final=False)
 
     def judge(self, source: str, last: str = "", *, final: bool) -> None:
-        """Holds the failures of one source against the share."""
-        n_bad, n_good = _of(self.rejected, source).total(), _of(self.images, source).total()
-        if (final or n_bad + n_good >= MIN_ITEMS) and n_bad > self.max_bad_share * (n_bad + n_good):
-            raise QuarantineLimitError(
-                f"{n_bad} of {n_bad + n_good} items of {source} failed {dict(_of(self.rejected, source))}"
-                + (f", the last because: {last}" if last else ""),
-                file=self.quarantine,
-                field="max_bad_share",
-                value=self.max_bad_share,
-                remedy="read the reasons in that file; mend the archive, or raise the share if they can be borne",
-            )
+        """Holds the failures of one source against the share; raises `QuarantineLimitError` past it."""
+        rejected, n_good = _of(self.rejected, source), _of(self.images, source).total()
+        if final or rejected.total() + n_good >= MIN_ITEMS:
+            judge(source, rejected, n_good, max_bad_share=self.max_bad_share, quarantine=self.quarantine, last=last)
 
     def close(self) -> None:
         """The last judgement over every source."""
@@ -111,6 +104,22 @@ class Tally:
                     _pairs(report["rejected"]),
                 )
         return table
+
+
+def judge(
+    source: str, rejected: Mapping[str, int], n_good: int, *, max_bad_share: float, quarantine: Path, last: str = ""
+) -> None:
+    """`QuarantineLimitError` where a source, of whose items `rejected` counts the failures by kind, lost too much."""
+    n_bad = sum(rejected.values())
+    if n_bad > max_bad_share * (n_bad + n_good):
+        raise QuarantineLimitError(
+            f"{n_bad} of {n_bad + n_good} items of {source} failed {dict(rejected)}"
+            + (f", the last because: {last}" if last else ""),
+            file=quarantine,
+            field="max_bad_share",
+            value=max_bad_share,
+            remedy="read the reasons in that file; mend the archive, or raise the share if they can be borne",
+        )
 
 
 def _of(counter: Counter[tuple[str, str]], source: str) -> Counter[str]:

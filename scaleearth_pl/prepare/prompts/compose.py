@@ -17,9 +17,10 @@ from string import Template
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import Provenance, Tier
+from scaleearth_pl.core.sample import FAMILIES
 from scaleearth_pl.prepare.visibility import visible_and_not
 
-FAMILIES = ("identification", "scale_specific", "discriminative")
+GENERATED_FAMILIES = tuple(family for family in FAMILIES if family != "other")
 """Families of generated questions, as in the paper's pipeline (B)."""
 
 _METRIC = "Lengths are measured in metres from the scale that you are told below."
@@ -58,8 +59,10 @@ def generation_prompt(view: View, family: str, *, n_questions: int) -> Prompt:
     Raises:
         ConfigError: an unknown family, or scale-specific questions about an image of unknown scale.
     """
-    if family not in FAMILIES:
-        raise ConfigError("unknown family", field="families", value=family, remedy=f"use {', '.join(FAMILIES)}")
+    if family not in GENERATED_FAMILIES:
+        raise ConfigError(
+            "unknown family", field="families", value=family, remedy=f"use {', '.join(GENERATED_FAMILIES)}"
+        )
     if family == "scale_specific" and view.gsd_m is None:
         raise ConfigError("scale-specific questions need a GSD", field="gsd_m", value=None)
     names = ("system", f"tier_{view.tier}", f"family_{family}")

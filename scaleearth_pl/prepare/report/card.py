@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scaleearth_pl.core.gsd import Provenance, Tier
+from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shards import ShardIndex
-from scaleearth_pl.prepare.leakage import TRAINING_SPLITS, whole_sources
+from scaleearth_pl.prepare.leakage import whole_sources
 from scaleearth_pl.prepare.report.stats import NO_LICENCE, CorpusStats, Range
 
 CONTINUITY_DECADES = 1.0
@@ -83,7 +84,7 @@ def limits(index: ShardIndex, stats: CorpusStats, *, rejected: int) -> Iterator[
         yield f"{stats.n_images - stats.located_images:,} images state no coordinates: the map does not show them."
     if stats.n_shared_places:
         yield f"{stats.n_shared_places:,} places lie in several splits: intervals and tests over splits are not independent."
-    training = [split for split in index.splits if split in TRAINING_SPLITS]
+    training = [split for split in index.splits if split in TRAINED_SPLITS]
     yield from (f"{row['source']}: {row['note']}." for row in (whole_sources(index, training) if training else ()))
     unstated = stats.licences[NO_LICENCE]
     if unstated:

@@ -1,4 +1,4 @@
-"""`python -m scaleearth_pl.prepare.report ROOT --out DIR`: figures, tables and the data card of a corpus.
+"""`scaleearth report ROOT --out DIR`: figures, tables and the data card of a corpus.
 
     landscape.png|csv    sources on the plane of GSD and image side (the paper's Figure 2)
     composition.png|csv  questions by source and tier; families.csv: by tier and family
@@ -15,11 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from scaleearth_pl.core.console import print_error
-from scaleearth_pl.core.errors import DiskSpaceError, QuarantineLimitError, ScaleEarthError
+from scaleearth_pl.core.console import command, console, progress
+from scaleearth_pl.core.errors import DiskSpaceError, QuarantineLimitError
 from scaleearth_pl.data.shard_index import INDEX_NAME
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.prepare.report import figures
@@ -65,23 +62,19 @@ def report(root: Path, out: Path, *, observe: Callable[[], None] = lambda: None)
     return Report(stats=stats, files=(card, *pictures, *tables))
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth report", description=__doc__.split("\n")[0])
     parser.add_argument("root", type=Path, help="folder that holds index.json")
     parser.add_argument("--out", type=Path, help="folder of the report; default: ROOT/report")
     args = parser.parse_args(argv)
-    out, console = args.out or args.root / "report", Console(stderr=True)
-    try:
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("metadata", total=len(ShardIndex.load(args.root)))
-            found = report(args.root, out, observe=lambda: progress.advance(task))
-    except ScaleEarthError as error:
-        print_error(error)
-        return error.exit_status
-    console.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
+    with progress("metadata", len(ShardIndex.load(args.root)), transient=True) as advance:
+        found = report(args.root, args.out or args.root / "report", observe=advance)
+    screen = console(stderr=True)
+    screen.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
     for reason in found.stats.unreadable:
-        console.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
     return 3 if found.stats.unreadable else 0
 
 

@@ -13,7 +13,9 @@ from scaleearth_pl.core.gsd import RANK_TIERS, TierBoundaries, rank_tier_sizes
 from scaleearth_pl.training.callbacks.board import add_figure, board, check_every, gated_model, report_of
 from scaleearth_pl.training.report import StepReport
 
-SCALAR_GSDS_M = (0.1, 1.0, 10.0, 30.0)
+GATE_GSDS_M = (0.1, 1.0, 10.0, 30.0)
+"""GSDs at which the mean gate of each rank tier is logged and, in `gates.json`, recorded."""
+
 LIMITS_M = (0.01, 1000.0)
 N_POINTS = 101
 
@@ -81,9 +83,9 @@ class GateCurves(Callback):
         writer = board(trainer)
         if writer is None:
             return
-        scales = torch.tensor(SCALAR_GSDS_M, device=pl_module.device).log10()
+        scales = torch.tensor(GATE_GSDS_M, device=pl_module.device).log10()
         for tier, gates_MkS in split_rank_tiers(model.gate_values(scales)).items():
-            for gsd_m, mean in zip(SCALAR_GSDS_M, gates_MkS.mean(dim=(0, 1)).tolist(), strict=True):
+            for gsd_m, mean in zip(GATE_GSDS_M, gates_MkS.mean(dim=(0, 1)).tolist(), strict=True):
                 writer.add_scalar(f"gates/{tier}/{gsd_m:g}m", mean, step)
         if figure:
             grid_S = torch.logspace(-2, 3, N_POINTS, device=pl_module.device)

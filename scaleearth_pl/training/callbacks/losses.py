@@ -4,18 +4,19 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from scaleearth_pl.core.curves import DebiasedEma
 from scaleearth_pl.core.errors import ConfigError, NonFiniteError
 from scaleearth_pl.training.callbacks.board import board, check_every, report_of, sum_over_ranks
+from scaleearth_pl.training.callbacks.eval_observer import EvalObserver, Stage
 from scaleearth_pl.training.report import EvalReport, StepReport
 
 LOSSES = ("loss_total", "loss_vlm", "gsd_nll")
 
 
-class Losses(Callback):
+class Losses(EvalObserver):
     """Writes every step's losses, at the price of one host synchronisation per `every_n_steps`.
 
     Points wait on the device until the interval is full and cross in one copy, so the raw curve misses no step. The
@@ -54,43 +55,11 @@ class Losses(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Takes one step in."""
-        self._observe(trainer, report_of(outputs, StepReport))
+        self._take(trainer, report_of(outputs, StepReport))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Writes what still waits."""
         self._flush(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Adds one batch up."""
-        self._add(trainer, report_of(outputs, EvalReport))
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Adds one batch up."""
-        self._add(trainer, report_of(outputs, EvalReport))
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes `val/loss_vlm`."""
-        self._write_eval(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes `test/loss_vlm`."""
-        self._write_eval(trainer, pl_module, "test")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Writes what still waits: a run that is resumed from here goes on with the next step."""
@@ -110,7 +79,7 @@ class Losses(Callback):
         for name, ema in self.ema.items():
             ema.load_state_dict(state_dict[name])
 
-    def _observe(self, trainer: Trainer, report: StepReport) -> None:
+    def _take(self, trainer: Trainer, report: StepReport) -> None:
         self._waiting.append((report, self._point(report)))
         if report.step % self.every_n_steps == 0:
             self._flush(trainer)
@@ -138,15 +107,11 @@ class Losses(Callback):
             if report.nll is not None:
                 writer.add_scalar("train/lambda_eff", report.lambda_eff, report.step)
 
-    def _add(self, trainer: Trainer, report: EvalReport) -> None:
-        if trainer.sanity_checking:
-            return
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, report: EvalReport) -> None:  # noqa: ARG002
         sums = torch.stack([report.vlm_loss_sum.double(), report.n_supervised.double()])
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums.to(sums.device) + sums
 
-    def _write_eval(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.sanity_checking:
-            return
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         sums = torch.zeros(2, dtype=torch.float64) if self._eval_sums is None else self._eval_sums
         self._eval_sums = None
         loss_sum, n_supervised = sum_over_ranks(trainer, sums.to(pl_module.device)).tolist()

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
-from scaleearth_pl.training.callbacks.board import report_of, sum_over_ranks
+from scaleearth_pl.training.callbacks.board import sum_over_ranks
+from scaleearth_pl.training.callbacks.eval_observer import EvalObserver
 from scaleearth_pl.training.report import EvalReport
 
 Row = dict[str, Any]
 
 
-class Predictions(Callback):
+class Predictions(EvalObserver):
     """Each rank appends to a part of its own; at the end rank zero merges, checks and replaces the files at once.
 
     Rows are sorted by their ids, so that the files do not depend on the number of ranks. Written by `validate` and
@@ -54,30 +55,6 @@ class Predictions(Callback):
         """Opens this rank's parts."""
         self._open(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Appends one batch."""
-        self._append(outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Appends one batch."""
-        self._append(outputs)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges all ranks' parts."""
         self._merge(trainer, pl_module)
@@ -99,10 +76,9 @@ class Predictions(Callback):
             self._parts[name] = path.open("w", encoding="utf-8")
             self._written[name] = 0
 
-    def _append(self, outputs: Any) -> None:
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, report: EvalReport) -> None:  # noqa: ARG002
         if not self._parts:
             return
-        report = report_of(outputs, EvalReport)
         for name, rows in ((PREDICTIONS, answer_rows(report)), (SSE_U, sse_u_rows(report))):
             for row in rows:
                 self._parts[name].write(json.dumps(asdict(row), allow_nan=False, ensure_ascii=False) + "\n")

@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from scaleearth_pl.core.batch import StepBatch
+from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import DiskSpaceError, PreflightError
 from scaleearth_pl.model.backbone import assert_quantisation
 from scaleearth_pl.training import preflight
@@ -117,4 +117,4 @@ def print_facts(facts: dict[str, str]) -> None:
     table = Table(title="preflight: effective settings", show_header=False, title_justify="left")
     for name, value in facts.items():
         table.add_row(name, value)
-    Console().print(table)
+    console().print(table)

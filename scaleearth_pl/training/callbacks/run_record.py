@@ -12,13 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scaleearth_pl.core.commit import current_commit
-from scaleearth_pl.core.gsd import RANK_TIERS, log10_gsd, rank_tier_sizes
+from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.run_files import GATES, RUN
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.callbacks.board import sum_over_ranks
-
-GATE_SCALES_M = (0.1, 1.0, 10.0, 30.0)
-"""GSDs at which the mean gate of each rank tier is recorded."""
+from scaleearth_pl.training.callbacks.gate_curves import GATE_GSDS_M, split_rank_tiers
 
 KEY = "run_record"
 """Where a checkpoint keeps what the run has cost."""
@@ -117,8 +115,8 @@ def where_it_is(folder: str | None) -> str | None:
 
 
 def mean_gates(model: Any) -> dict[str, dict[str, float]]:
-    """Mean h_k(s) per rank tier at `GATE_SCALES_M`, over all modules and ranks of the tier."""
-    scales = torch.tensor([log10_gsd(m) for m in GATE_SCALES_M], device=next(model.parameters()).device)
-    tiers_MrS = model.gate_values(scales).split(rank_tier_sizes(model.rank), dim=1)
-    means = {name: part.mean(dim=(0, 1)).tolist() for name, part in zip(RANK_TIERS, tiers_MrS, strict=True)}
-    return {f"{m:g}": {name: round(means[name][i], 4) for name in RANK_TIERS} for i, m in enumerate(GATE_SCALES_M)}
+    """Mean h_k(s) per rank tier at `GATE_GSDS_M`, over all modules and ranks of the tier."""
+    scales = torch.tensor([log10_gsd(m) for m in GATE_GSDS_M], device=next(model.parameters()).device)
+    tiers = split_rank_tiers(model.gate_values(scales))
+    means = {name: gates_MkS.mean(dim=(0, 1)).tolist() for name, gates_MkS in tiers.items()}
+    return {f"{m:g}": {name: round(means[name][i], 4) for name in means} for i, m in enumerate(GATE_GSDS_M)}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -11,13 +11,14 @@ from scaleearth_pl.core.curves import CALIBRATION_REFERENCE, coverage_curve, sig
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.figures import BLACK, BLUE, CUE_STYLES, GREY, gsd_axis, new_figure
 from scaleearth_pl.core.metrics import GsdRecords, cue_tensor, sse_u_metrics
-from scaleearth_pl.training.callbacks.board import add_figure, board, report_of
+from scaleearth_pl.training.callbacks.board import add_figure, board
+from scaleearth_pl.training.callbacks.eval_observer import EvalObserver, Stage
 from scaleearth_pl.training.report import EvalReport
 
 CUE_VALUES = {"scale cue": 1, "no scale cue": 0, "cue unknown": -1}
 
 
-class SseUDiagrams(Callback):
+class SseUDiagrams(EvalObserver):
     """Measures SSE-U on all images of an evaluation whose GSD is trusted, over all ranks; nothing without SSE-U.
 
     Tags, with `val` or `test` as stage (x = optimizer steps done):
@@ -40,40 +41,8 @@ class SseUDiagrams(Callback):
         self.n_bins, self.max_points = n_bins, max_points
         self.metrics, self.records = sse_u_metrics(), GsdRecords()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Takes one batch in."""
-        self._observe(trainer, pl_module, report_of(outputs, EvalReport))
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Takes one batch in."""
-        self._observe(trainer, pl_module, report_of(outputs, EvalReport))
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes scalars and figures."""
-        self._conclude(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes scalars and figures."""
-        self._conclude(trainer, pl_module, "test")
-
-    def _observe(self, trainer: Trainer, pl_module: LightningModule, report: EvalReport) -> None:
-        if trainer.sanity_checking or report.mu is None:
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, report: EvalReport) -> None:  # noqa: ARG002
+        if report.mu is None:
             return
         values: dict[str, Any] = {
             "mu": report.mu,
@@ -85,9 +54,7 @@ class SseUDiagrams(Callback):
         self.metrics.to(pl_module.device).update(**values)
         self.records.to(pl_module.device).update(**values)
 
-    def _conclude(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.sanity_checking:
-            return
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         self.metrics.to(pl_module.device)
         self.records.to(pl_module.device)
         records_N5, step = self.records.compute().cpu(), trainer.global_step
