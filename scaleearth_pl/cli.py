@@ -39,7 +39,7 @@ LIGHTNING_COMMANDS = {
     "fit": "trains an experiment: -c experiments/stage2.yaml -c experiments/size/tiny.yaml",
     "validate": "the validation splits, with a checkpoint",
     "test": "the test splits, with a checkpoint",
-    "predict": "answers without scores",
+    "predict": "generated answers to the predict splits, in the run's predictions.jsonl",
 }
 
 

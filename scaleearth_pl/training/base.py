@@ -201,17 +201,23 @@ class TreeTraining(pl.LightningModule):
 
     def validation_step(self, batch: StepBatch, batch_idx: int) -> dict[str, EvalReport]:  # noqa: ARG002
         """Losses and exact match of one step's micro-batches."""
-        return {"report": self._evaluate(batch, generate=False)}
+        return {"report": self._count(self._evaluate(batch, generate=False))}
 
     def test_step(self, batch: StepBatch, batch_idx: int) -> dict[str, EvalReport]:  # noqa: ARG002
         """As validation, with generated text where asked for."""
-        return {"report": self._evaluate(batch, generate=self.generate)}
+        return {"report": self._count(self._evaluate(batch, generate=self.generate))}
+
+    def predict_step(self, batch: StepBatch, batch_idx: int) -> dict[str, EvalReport]:  # noqa: ARG002
+        """Generated text, which nothing is computed of: `Predictions` writes it down."""
+        return {"report": self._evaluate(batch, generate=True)}
+
+    def _count(self, report: EvalReport) -> EvalReport:
+        self.accuracy.update(report.correct_B, report.branches, report.trees)
+        return report
 
     def _evaluate(self, batch: StepBatch, *, generate: bool) -> EvalReport:
         parts = [self._evaluate_micro(micro, generate=generate) for micro in batch.micro]
-        report = merge_reports([part for part, micro in zip(parts, batch.micro, strict=True) if not micro.is_filler])
-        self.accuracy.update(report.correct_B, report.branches, report.trees)
-        return report
+        return merge_reports([part for part, micro in zip(parts, batch.micro, strict=True) if not micro.is_filler])
 
     def _evaluate_micro(self, micro: TreeBatch, *, generate: bool) -> EvalReport:
         out = self.model(micro, predicted_share=0.0)

@@ -42,6 +42,8 @@ class ScaleEarthCLI(LightningCLI):
         config.ckpt_path = checkpoints or config.ckpt_path
         self.run_folder = root / version
         self.trainer_defaults["callbacks"] = [RunRecord(size=config.size)]
+        if self.subcommand == "predict" and config.return_predictions is None:
+            config.return_predictions = False  # they are in the run's folder, and may be many
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the run folder's TensorBoard logger to those asked for, unless switched off, and durable checkpoints."""

@@ -1,4 +1,4 @@
-"""Writes every answer and every GSD estimate of `validate` and `test` as JSON lines: what evaluation reads."""
+"""Writes every answer and GSD estimate of `validate`, `test` and `predict` as JSON lines: what evaluation reads."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U, Prediction, SseuReading
-from scaleearth_pl.training.callbacks.board import sum_over_ranks
+from scaleearth_pl.training.callbacks.board import report_of, sum_over_ranks
 from scaleearth_pl.training.callbacks.eval_observer import EvalObserver
 from scaleearth_pl.training.report import EvalReport
 
@@ -23,8 +23,8 @@ Row = dict[str, Any]
 class Predictions(EvalObserver):
     """Each rank appends to a part of its own; at the end rank zero merges, checks and replaces the files at once.
 
-    Rows are sorted by their ids, so that the files do not depend on the number of ranks. Written by `validate` and
-    `test`, not by the validations inside `fit`. It logs nothing to TensorBoard.
+    Rows are sorted by their ids, so that the files do not depend on the number of ranks. Written by `validate`,
+    `test` and `predict`, not by the validations inside `fit`. It logs nothing to TensorBoard.
 
     Files, in the run's folder (`trainer.default_root_dir`, which all ranks must share):
         predictions.jsonl: a question a row: image_id, place_id, source, qa_id, type, family, question, answer,
@@ -55,11 +55,31 @@ class Predictions(EvalObserver):
         """Opens this rank's parts."""
         self._open(trainer)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Opens this rank's parts."""
+        self._open(trainer)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Appends one batch."""
+        self._observe(trainer, pl_module, report_of(outputs, EvalReport))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges all ranks' parts."""
         self._merge(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merges all ranks' parts."""
+        self._merge(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges all ranks' parts."""
         self._merge(trainer, pl_module)
 
