@@ -40,7 +40,9 @@ def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
 
 
 def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch) -> None:
-    """Shards what is frozen, replicates what trains; no mesh, no change.
+    """Shards what is frozen, replicates what trains, on this rank's device; no mesh, no change.
+
+    Only 4-bit layers are on the device before Lightning moves a model, which is after this; NCCL takes nothing else.
 
     Raises:
         PreflightError: the loss of `batch` is not the same before and after.
@@ -49,6 +51,8 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
         return
     nodes, devices = module.device_mesh["data_parallel"], module.device_mesh["tensor_parallel"]
     mesh = devices if nodes.size() == 1 else module.device_mesh
+    device = module.trainer.strategy.root_device
+    model, batch = model.to(device), batch.to(device)
     in_order = [p for p in model.parameters() if p.requires_grad]  # a set has another order on every rank
     trained = set(in_order)
     for parameter in in_order:
