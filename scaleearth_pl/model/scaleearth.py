@@ -22,7 +22,7 @@ Legend of shape suffixes: T tokens, G trees (images), B branches (questions), N 
 S scales, M adapted modules, r ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.model.backbone import freeze
 from scaleearth_pl.model.gated_lora import AdapterConfig, GatedLoRALinear, ScaleState, attach, update_magnitude
-from scaleearth_pl.model.generate import greedy, prompts_only
+from scaleearth_pl.model.generate import greedy, prompts_only, some_go_on, with_a_branch
 from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.losses import gaussian_nll, vlm_cross_entropy_sum
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
@@ -72,6 +72,9 @@ class ScaleEarth(nn.Module):
         adapters: CS-HLoRA's settings; None leaves the backbone bare and trainable (stage 1).
         head: SSE-U's settings; None for no head.
         resolver: what the gate may know of the GSD.
+
+    `goes_on` decides after every generated token whether another follows; who shards the blocks, which all ranks gather
+    together, makes it a decision of all (`training/sharding.py`).
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class ScaleEarth(nn.Module):
             freeze(backbone)
             self.adapters = attach(backbone, adapters, self.scale)
         self.gsd_head = None if head is None else GsdHead(head, feature_dims(backbone, texture=head.texture))
+        self.goes_on: Callable[[Tensor], bool] = some_go_on
 
     def forward(self, batch: TreeBatch, *, predicted_share: float = 0.0) -> TreeLosses:
         """Losses of one micro-batch. `predicted_share` of the trees are gated by SSE-U's prediction."""
@@ -162,13 +166,23 @@ class ScaleEarth(nn.Module):
         self.scale.set(log10_gsd_G, sigma_G, batch.tree_of_token_T[None], kept_N)
 
     def answer(self, batch: TreeBatch, *, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers of every branch, as token ids; all branches of all images in one packed pass."""
+        """Greedy answers of every branch, as token ids; all branches of all images in one packed pass.
+
+        Without any, one that nobody asked is answered: other ranks may wait for this one's part of the blocks.
+        """
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
         self.set_scale(batch, mu_G, log_var_G, predicted_share=0.0)
-        return greedy(
-            self.backbone, prompts_only(batch), features, max_new_tokens=max_new_tokens, set_rows=self.scale.set_rows
+        prompts = with_a_branch(prompts_only(batch))
+        answers = greedy(
+            self.backbone,
+            prompts,
+            features,
+            max_new_tokens=max_new_tokens,
+            set_rows=self.scale.set_rows,
+            goes_on=self.goes_on,
         )
+        return answers[: len(batch.branch_len_B)]
 
     @staticmethod
     def exact_match(losses: TreeLosses, batch: TreeBatch) -> Bool[Tensor, " B"]:

@@ -35,6 +35,7 @@ def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    model.goes_on = some_rank_goes_on
     for method in ("answer",):
         register_fsdp_forward_method(model, method)
 
@@ -62,6 +63,7 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
         # Each block is a root of its own, and what a root gathers stays gathered unless asked otherwise.
         ignored = {p for p in block.parameters() if p in trained}
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+    model.goes_on = some_rank_goes_on
     after = model(batch).ce_sum.detach()
     if not torch.equal(before, after):
         raise PreflightError(
@@ -70,6 +72,13 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
             value=(float(before), float(after)),
             remedy="use strategy ddp: 4-bit weights are not safe under FSDP2 here",
         )
+
+
+def some_rank_goes_on(ended_B: Tensor) -> bool:
+    """Whether an answer of any rank has not ended: all ranks gather the blocks for one more token, or none does."""
+    open_ = (~ended_B).any().int()
+    dist.all_reduce(open_, op=dist.ReduceOp.MAX)
+    return bool(open_)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
