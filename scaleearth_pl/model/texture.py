@@ -19,6 +19,8 @@ pixel is the sensor, not the ground; SSE-U is then to be trained on such images.
 Legend of shape suffixes: P patches, D numbers per patch in the processor's order, K statistics.
 """
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,12 +52,18 @@ def patch_texture(pixel_values_PD: Float[Tensor, "P D"], patch_size: int) -> Flo
     """
     with torch.autocast(pixel_values_PD.device.type, enabled=False):
         pixels = pixel_values_PD.float().unflatten(1, (len(COLOURS), -1, patch_size, patch_size)).mean(2)
-        level = torch.einsum("kc,pcyx->pkyx", pixels.new_tensor(COLOURS), pixels)
+        level = torch.einsum("kc,pcyx->pkyx", _colours(pixels.device), pixels)
         statistics = [level.mean((-1, -2))]
         for scale in range(n_scales(patch_size)):
             level = avg_pool2d(level, 2) if scale else level
             statistics += [_log_energy(level.diff(dim=-1)), _log_energy(level.diff(dim=-2))]
     return torch.cat(statistics, dim=-1)
+
+
+@cache
+def _colours(device: torch.device) -> Float[Tensor, "K C"]:
+    """`COLOURS` on a device, copied there once: the host waits for a copy."""
+    return torch.tensor(COLOURS, dtype=torch.float32, device=device)
 
 
 def _log_energy(difference: Tensor) -> Tensor:

@@ -120,6 +120,10 @@ class TreeTraining(pl.LightningModule):
                 remedy="give it more steps, or start a run without resume",
             )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Queues the copies, which the loader's pinned memory allows; Lightning's own hook waits for each of them."""
+        return batch.to(device, non_blocking=True)
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> dict[str, StepReport]:  # noqa: ARG002
         """One optimizer step over all micro-batches of this rank."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
@@ -153,9 +157,9 @@ class TreeTraining(pl.LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _over_ranks(self, numbers: list[float] | list[Tensor]) -> Tensor:
+    def _over_ranks(self, numbers: list[float]) -> Tensor:
         """Sums over ranks, in fp64; a sum of zero becomes one, so that an empty step divides by something."""
-        total = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
+        total = torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         return torch.where(total == 0, 1.0, total).float()
@@ -254,5 +258,5 @@ def _per_image(batch: StepBatch, losses: list[TreeLosses], cue: list[int]) -> di
         "mu": mu,
         "log_var": torch.cat([cast(Tensor, x.log_var_G) for x in losses]),
         "nll_weight": torch.cat([m.nll_weight_G for m in batch.micro]),
-        "has_scale_cue": torch.tensor(cue, device=mu.device),
+        "has_scale_cue": torch.tensor(cue).to(mu.device, non_blocking=True),
     }
