@@ -150,7 +150,8 @@ class TreeTraining(pl.LightningModule):
             loss = out.ce_sum / n_supervised
             if out.nll_sum is not None:
                 loss = loss + lambda_eff * out.nll_sum / trust
-            self.manual_backward(world * loss)
+            with torch.autocast(self.device.type, enabled=False):  # what was float32 in the forward stays it
+                self.manual_backward(world * loss)
         return cast(TreeLosses, out.detach())
 
     def _no_sync(self) -> AbstractContextManager[None]:
