@@ -87,12 +87,12 @@ class TreeTraining(pl.LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run: the trainer's bound, or its epochs times the plan's steps."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+        """Optimizer steps of the whole run: the trainer's bound, its epochs times the plan's steps, or what comes first."""
+        epochs = self.trainer.max_epochs or -1
+        bounds = [self.trainer.max_steps, epochs * int(self.datamodule.steps_per_epoch) if epochs > 0 else -1]
+        if max(bounds) < 1:
             raise ConfigError("the run has no end", field="trainer.max_steps", value=-1, remedy="set max_steps")
-        return int(self.trainer.max_epochs) * int(self.datamodule.steps_per_epoch)
+        return min(bound for bound in bounds if bound > 0)
 
     @property
     def datamodule(self) -> Any:
