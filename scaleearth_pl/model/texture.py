@@ -12,9 +12,10 @@ included, none gave an error under 0.4 decades; these numbers alone give 0.13 (`
 The numbers are those of each patch, so they pool like any other level: the mean over patches is the geometric mean of
 the roughness, their deviation says how unevenly it is spread. No parameters, no batch statistics: the same on every
 rank and under every packing. The scaling is fixed, because pixels come normalised to about [-1, 1] from every
-processor of this family: squared differences lie between `FLOOR` (half a grey level) and 4, so (log e + 5) / 2 is
-between -4 and 3.2. The price: what an image of another sensor's noise, or one that was enlarged, shows at a step of one
-pixel is the sensor, not the ground; SSE-U is then to be trained on such images.
+processor of this family: squared differences lie between `FLOOR` (half a grey level) and 4 in luminance, 16 in the
+colour differences, so (log e + 5) / 2 is between -3.3 and 3.9. The price: what an image of another sensor's noise, or
+one that was enlarged, shows at a step of one pixel is the sensor, not the ground; SSE-U is then to be trained on such
+images.
 
 Legend of shape suffixes: P patches, D numbers per patch in the processor's order, K statistics.
 """
