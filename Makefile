@@ -77,8 +77,10 @@ $(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
 	  $(if $(ARCHIVES),--set root=$(ARCHIVES)) || [ $$? -eq 3 ]; } && \
 	  { test -e $(ROOT)/.seconds || echo $$((SECONDS - start)) > $(ROOT)/.seconds; }
 
+# The recipe trains on split stage1; a corpus whose own file does not say that it has one is trained on its split train.
 stage1: setup shards  ## full-parameter SFT, ends in a Hugging Face folder
-	$(FIT) -c experiments/stage1.yaml $(OVERLAYS) $(addprefix -c ,$(wildcard experiments/data/$(CORPUS)_stage1.yaml)) \
+	$(FIT) -c experiments/stage1.yaml $(OVERLAYS) \
+	  $(or $(addprefix -c ,$(wildcard experiments/data/$(CORPUS)_stage1.yaml)),--data.train_splits '[train]') \
 	  --experiment stage1-$(TAG) \
 	  $(if $(MODEL),--model.init_args.backbone.source $(MODEL)) $(call resume,$(STAGE1)) $(OVERRIDES)
 $(STAGE1)/latest/hf/config.json:

@@ -84,6 +84,16 @@ def test_stage_2_alone_starts_from_the_folder_that_it_is_given(clone: Path) -> N
     assert "--model.init_args.init_from /models/stage1 " in only
 
 
+def test_stage_1_reads_split_stage1_where_the_corpus_has_one(clone: Path) -> None:
+    for corpus in ("mine", "geoscale_vqa"):
+        (clone / "data_shards" / corpus).mkdir()
+        (clone / "data_shards" / corpus / "index.json").touch()
+    assert "--data.train_splits '[train]'" in fits(clone, "stage1", "CORPUS=mine")[0]
+    (command,) = fits(clone, "stage1", "CORPUS=geoscale_vqa")
+    assert "-c experiments/data/geoscale_vqa_stage1.yaml" in command
+    assert "train_splits" not in command
+
+
 def test_archives_of_any_corpus_have_two_names(clone: Path) -> None:
     for word in ("ARCHIVES=/raw", "RSVQA_ROOT=/raw"):
         done = subprocess.run(["make", "-n", "shards", "CORPUS=rsvqa", word], cwd=clone, capture_output=True, text=True)

@@ -1,9 +1,11 @@
 """NF4 values without NF4's work: each 4-bit projection replaced by the matrix that it stands for.
 
-A `Linear4bit` writes out its whole weight in the compute dtype in every forward and again in every backward. Where
-memory allows, `backbone.keep_dequantized` does it once: 13.9 GB instead of 3.9 at 8B in bfloat16, and the very same
-numbers, because what is multiplied is the same matrix (on a CPU without bitsandbytes' optional kernels, and on CUDA for
-more than one row). The model stays a quantised one: adapters are trained against NF4 values and say so.
+A `Linear4bit` writes out its whole weight in the compute dtype in every backward, and in every forward of more than a few
+rows: on CUDA a fused kernel takes those of up to 4 rows, and by GPU and shape of up to 1,536 (bitsandbytes 0.50). Where
+memory allows, `backbone.keep_dequantized` writes out once: 13.9 GB instead of 3.9 at 8B in bfloat16. Where the weight would
+have been written out, the numbers are the very same, because what is multiplied is the same matrix (on a CPU without
+bitsandbytes' optional kernels always); the fused kernel adds up in another order. The model stays a quantised one:
+adapters are trained against NF4 values and say so.
 """
 
 from typing import Any

@@ -34,6 +34,11 @@ def keep_quiet(token_B: Tensor) -> None:
     """Nobody listens."""
 
 
+def some_go_on(ended_B: Tensor) -> bool:
+    """Whether a branch has not ended."""
+    return not bool(ended_B.all())
+
+
 @torch.no_grad()
 def greedy(
     model: Any,
@@ -44,6 +49,7 @@ def greedy(
     eos: int | None = None,
     set_rows: Callable[[Tensor, Tensor | None], None] = _keep_rows,
     on_tokens: Callable[[Tensor], None] = keep_quiet,
+    goes_on: Callable[[Tensor], bool] = some_go_on,
 ) -> list[list[int]]:
     """The most likely continuation of every branch, in the order of the batch.
 
@@ -56,6 +62,8 @@ def greedy(
         set_rows: told the tree of each token before every forward, shaped like the layers' input: [1, T], then [1, B];
             and the places of the tokens that the last block keeps, or None.
         on_tokens: given every step's tokens [B] as they come, also those of branches that have ended; for streaming.
+        goes_on: told which branches [B] have ended before every step but the first; whether there is one more. Where
+            blocks are sharded all ranks must agree on it.
 
     Raises:
         ConfigError: no new tokens allowed, or no token to end at.
@@ -77,7 +85,7 @@ def greedy(
     tokens, ended_B = [token_B], token_B == eos
     on_tokens(token_B)
     for step in range(1, max_new_tokens):
-        if bool(ended_B.all()):
+        if not goes_on(ended_B):
             break
         token_B = _decode(model, token_B, position_3B + step, layout, cache)
         on_tokens(token_B)
@@ -205,4 +213,22 @@ def prompts_only(batch: TreeBatch) -> TreeBatch:
         branch_start_B=place_T[batch.branch_start_B],
         branch_len_B=branch_len_B,
         max_branch_len=int(branch_len_B.max()) if len(branch_len_B) else 0,
+    )
+
+
+def with_a_branch(batch: TreeBatch) -> TreeBatch:
+    """The batch itself, or where it has no branch, with one of a single token (id 0) after its last tree."""
+    if len(batch.branch_len_B):
+        return batch
+    one, last_tree = torch.ones_like(batch.prefix_len_G[:1]), batch.tree_of_token_T[-1:]
+    return replace(
+        batch,
+        input_ids_T=torch.cat((batch.input_ids_T, 0 * one)),
+        target_ids_T=torch.cat((batch.target_ids_T, IGNORE * one)),
+        position_ids_3T=torch.cat((batch.position_ids_3T, batch.position_ids_3T[:, -1:] + 1), dim=1),
+        tree_of_token_T=torch.cat((batch.tree_of_token_T, last_tree)),
+        branch_start_B=len(batch.input_ids_T) * one,
+        branch_len_B=one,
+        tree_of_branch_B=last_tree,
+        max_branch_len=1,
     )

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.model.backbone import freeze
 from scaleearth_pl.model.gated_lora import AdapterConfig, GatedLoRALinear, ScaleState, attach, update_magnitude
-from scaleearth_pl.model.generate import greedy, keep_quiet, prompts_only
+from scaleearth_pl.model.generate import greedy, keep_quiet, prompts_only, some_go_on, with_a_branch
 from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.losses import gaussian_nll, vlm_cross_entropy_sum
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
@@ -75,6 +75,9 @@ class ScaleEarth(nn.Module):
         adapters: CS-HLoRA's settings; None leaves the backbone bare and trainable (stage 1).
         head: SSE-U's settings; None for no head.
         resolver: what the gate may know of the GSD.
+
+    `goes_on` decides after every generated token whether another follows; who shards the blocks, which all ranks gather
+    together, makes it a decision of all (`training/sharding.py`).
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ScaleEarth(nn.Module):
             freeze(backbone)
             self.adapters = attach(backbone, adapters, self.scale)
         self.gsd_head = None if head is None else GsdHead(head, feature_dims(backbone, texture=head.texture))
+        self.goes_on: Callable[[Tensor], bool] = some_go_on
 
     def forward(self, batch: TreeBatch, *, predicted_share: float = 0.0) -> TreeLosses:
         """Losses of one micro-batch. `predicted_share` of the trees are gated by SSE-U's prediction."""
@@ -181,14 +185,20 @@ class ScaleEarth(nn.Module):
             max_new_tokens=max_new_tokens,
             set_rows=self.scale.set_rows,
             on_tokens=on_tokens,
+            goes_on=self.goes_on,
         )
 
     def answer(self, batch: TreeBatch, *, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers of every branch, as token ids; all branches of all images in one packed pass."""
+        """Greedy answers of every branch, as token ids; all branches of all images in one packed pass.
+
+        Without any, one that nobody asked is answered: other ranks may wait for this one's part of the blocks.
+        """
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
         scale = self.resolve(batch, mu_G, log_var_G, predicted_share=0.0)
-        return self.generate(prompts_only(batch), features, scale, max_new_tokens=max_new_tokens)
+        prompts = with_a_branch(prompts_only(batch))
+        answers = self.generate(prompts, features, scale, max_new_tokens=max_new_tokens)
+        return answers[: len(batch.branch_len_B)]
 
     @staticmethod
     def exact_match(argmax_N: Int[Tensor, " N"], batch: TreeBatch) -> Bool[Tensor, " B"]:

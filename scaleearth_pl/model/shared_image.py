@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.vision_utils import get_vision_cu_seqlens
 
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import ConfigError
@@ -47,6 +48,9 @@ class LayerCache(Protocol):
 def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: Int[Tensor, "I 3"]) -> Any:
     """One pass of the vision tower.
 
+    Where the images begin is told as a host tensor, one copy: under "sdpa" each block of the tower makes a list of it,
+    three times, and would wait for the device each time.
+
     Args:
         model: a `Qwen3VLForConditionalGeneration`.
         pixel_values_PD: patches of all images, one image after the other.
@@ -58,7 +62,8 @@ def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: In
     """
     if grid_I3.shape[0] == 0:
         return None
-    return model.model.get_image_features(pixel_values_PD, grid_I3, return_dict=True)
+    bounds = get_vision_cu_seqlens(grid_I3.cpu())
+    return model.model.get_image_features(pixel_values_PD, grid_I3, return_dict=True, image_cu_seqlens=bounds)
 
 
 def hidden_states(

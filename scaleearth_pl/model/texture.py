@@ -12,12 +12,15 @@ included, none gave an error under 0.4 decades; these numbers alone give 0.13 (`
 The numbers are those of each patch, so they pool like any other level: the mean over patches is the geometric mean of
 the roughness, their deviation says how unevenly it is spread. No parameters, no batch statistics: the same on every
 rank and under every packing. The scaling is fixed, because pixels come normalised to about [-1, 1] from every
-processor of this family: squared differences lie between `FLOOR` (half a grey level) and 4, so (log e + 5) / 2 is
-between -4 and 3.2. The price: what an image of another sensor's noise, or one that was enlarged, shows at a step of one
-pixel is the sensor, not the ground; SSE-U is then to be trained on such images.
+processor of this family: squared differences lie between `FLOOR` (half a grey level) and 4 in luminance, 16 in the
+colour differences, so (log e + 5) / 2 is between -3.3 and 3.9. The price: what an image of another sensor's noise, or
+one that was enlarged, shows at a step of one pixel is the sensor, not the ground; SSE-U is then to be trained on such
+images.
 
 Legend of shape suffixes: P patches, D numbers per patch in the processor's order, K statistics.
 """
+
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -50,12 +53,18 @@ def patch_texture(pixel_values_PD: Float[Tensor, "P D"], patch_size: int) -> Flo
     """
     with torch.autocast(pixel_values_PD.device.type, enabled=False):
         pixels = pixel_values_PD.float().unflatten(1, (len(COLOURS), -1, patch_size, patch_size)).mean(2)
-        level = torch.einsum("kc,pcyx->pkyx", pixels.new_tensor(COLOURS), pixels)
+        level = torch.einsum("kc,pcyx->pkyx", _colours(pixels.device), pixels)
         statistics = [level.mean((-1, -2))]
         for scale in range(n_scales(patch_size)):
             level = avg_pool2d(level, 2) if scale else level
             statistics += [_log_energy(level.diff(dim=-1)), _log_energy(level.diff(dim=-2))]
     return torch.cat(statistics, dim=-1)
+
+
+@cache
+def _colours(device: torch.device) -> Float[Tensor, "K C"]:
+    """`COLOURS` on a device, copied there once: the host waits for a copy."""
+    return torch.tensor(COLOURS, dtype=torch.float32, device=device)
 
 
 def _log_energy(difference: Tensor) -> Tensor:

@@ -88,12 +88,12 @@ class TreeTraining(pl.LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run: the trainer's bound, or its epochs times the plan's steps."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+        """Optimizer steps of the whole run: the trainer's bound, its epochs times the plan's steps, or what comes first."""
+        epochs = self.trainer.max_epochs or -1
+        bounds = [self.trainer.max_steps, epochs * int(self.datamodule.steps_per_epoch) if epochs > 0 else -1]
+        if max(bounds) < 1:
             raise ConfigError("the run has no end", field="trainer.max_steps", value=-1, remedy="set max_steps")
-        return int(self.trainer.max_epochs) * int(self.datamodule.steps_per_epoch)
+        return min(bound for bound in bounds if bound > 0)
 
     @property
     def datamodule(self) -> Any:
@@ -121,6 +121,10 @@ class TreeTraining(pl.LightningModule):
                 remedy="give it more steps, or start a run without resume",
             )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Queues the copies, which the loader's pinned memory allows; Lightning's own hook waits for each of them."""
+        return batch.to(device, non_blocking=True)
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> dict[str, StepReport]:  # noqa: ARG002
         """One optimizer step over all micro-batches of this rank."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
@@ -147,16 +151,17 @@ class TreeTraining(pl.LightningModule):
             loss = out.ce_sum / n_supervised
             if out.nll_sum is not None:
                 loss = loss + lambda_eff * out.nll_sum / trust
-            self.manual_backward(world * loss)
+            with torch.autocast(self.device.type, enabled=False):  # what was float32 in the forward stays it
+                self.manual_backward(world * loss)
         return cast(TreeLosses, out.detach())
 
     def _no_sync(self) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _over_ranks(self, numbers: list[float] | list[Tensor]) -> Tensor:
+    def _over_ranks(self, numbers: list[float]) -> Tensor:
         """Sums over ranks, in fp64; a sum of zero becomes one, so that an empty step divides by something."""
-        total = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
+        total = torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True)
         if in_group():
             dist.all_reduce(total)
         return torch.where(total == 0, 1.0, total).float()
@@ -261,5 +266,5 @@ def _per_image(batch: StepBatch, losses: list[TreeLosses], cue: list[int]) -> di
         "mu": mu,
         "log_var": torch.cat([cast(Tensor, x.log_var_G) for x in losses]),
         "nll_weight": torch.cat([m.nll_weight_G for m in batch.micro]),
-        "has_scale_cue": torch.tensor(cue, device=mu.device),
+        "has_scale_cue": torch.tensor(cue).to(mu.device, non_blocking=True),
     }

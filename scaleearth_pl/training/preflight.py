@@ -130,7 +130,8 @@ def _demand_gradient(model: ScaleEarth, batch: TreeBatch, named: Mapping[str, nn
 def _gradients(loss: Tensor, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
     """Gradients by name; None for a parameter that is frozen or that the loss does not depend on."""
     wanted = {name: p for name, p in named.items() if p.requires_grad and loss.requires_grad}
-    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True) if wanted else ()
+    with torch.autocast(loss.device.type, enabled=False):  # as the training step's backward
+        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True) if wanted else ()
     return dict.fromkeys(named) | dict(zip(wanted, found, strict=True))
 
 

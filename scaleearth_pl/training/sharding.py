@@ -36,11 +36,14 @@ def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    model.goes_on = some_rank_goes_on
     register_fsdp_forward_method(model, "answer")
 
 
 def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch) -> None:
-    """Shards what is frozen, replicates what trains; no mesh, no change.
+    """Shards what is frozen, replicates what trains, on this rank's device; no mesh, no change.
+
+    Only 4-bit layers are on the device before Lightning moves a model, which is after this; NCCL takes nothing else.
 
     Raises:
         PreflightError: the loss of `batch` is not the same before and after.
@@ -48,6 +51,8 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
     if module.device_mesh is None:
         return
     mesh = _mesh(module.device_mesh)
+    device = module.trainer.strategy.root_device
+    model, batch = model.to(device), batch.to(device)
     in_order = [p for p in model.parameters() if p.requires_grad]  # a set has another order on every rank
     trained = set(in_order)
     for parameter in in_order:
@@ -57,6 +62,7 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
         # Each block is a root of its own, and what a root gathers stays gathered unless asked otherwise.
         ignored = {p for p in block.parameters() if p in trained}
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+    model.goes_on = some_rank_goes_on
     after = model(batch).ce_sum.detach()
     if not torch.equal(before, after):
         raise PreflightError(
@@ -65,6 +71,13 @@ def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch
             value=(float(before), float(after)),
             remedy="use strategy ddp: 4-bit weights are not safe under FSDP2 here",
         )
+
+
+def some_rank_goes_on(ended_B: Tensor) -> bool:
+    """Whether an answer of any rank has not ended: all ranks gather the blocks for one more token, or none does."""
+    open_ = (~ended_B).any().int()
+    dist.all_reduce(open_, op=dist.ReduceOp.MAX)
+    return bool(open_)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

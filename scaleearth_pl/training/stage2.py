@@ -93,7 +93,7 @@ class Stage2(TreeTraining):
         if hasattr(self, "model"):
             return
         # A link such as stage1/latest may point elsewhere before this run ends.
-        self.base = os.path.realpath(self.source) if self.source and Path(self.source).is_dir() else self.source
+        self.base = without_links(self.source) if self.source and Path(self.source).is_dir() else self.source
         backbone = build_backbone(self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids)
         self.model = ScaleEarth(
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
@@ -179,9 +179,19 @@ class Stage2(TreeTraining):
             sse_u=self.head_config,
             sse_u_dims=() if head is None else tuple(head.feature_dims),
             resolver=self.resolver_config,
-            base_path=str(self.source),
+            base_path=str(self.base),
             base_hash=self.base_hash,
             quantisation=self.backbone_config.quantise,
             commit=current_commit(),
             extra={"dtype": self.backbone_config.dtype, "steps": self.global_step},
         )
+
+
+def without_links(folder: str) -> str:
+    """Where `folder` leads, without links below the first of its parents that holds it: relative if `folder` is.
+
+    So runs that are moved as a whole still find each other, even where `runs` itself is a link to another disk.
+    """
+    real = Path(os.path.realpath(folder))
+    holders = [parent for parent in Path(folder).parents if real.is_relative_to(parent.resolve())]
+    return str(holders[-1] / real.relative_to(holders[-1].resolve())) if holders else str(real)

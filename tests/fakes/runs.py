@@ -84,6 +84,7 @@ def arguments(stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3,
     words += ["--experiment", experiment or stage, "--runs_dir", str(runs), "--trainer.max_steps", str(steps)]
     words += ["--data.root", str(corpus), "--data.cache_dir", str(corpus.parent / "cache")]
     words += [word for name, value in DATA.items() for word in (f"--data.{name}", str(value))]
+    words += ["--data.train_splits", "[train]"]  # stage1.yaml names its own
     if stage == "stage2":
         words += ["--model.init_args.init_from", str(tiny_hf(corpus))]
     return [*words, *extra]

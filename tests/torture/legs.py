@@ -53,6 +53,7 @@ class Run:
         words = ["fit", "-c", str(experiments / f"{self.stage}.yaml"), "-c", str(experiments / "size" / "tiny.yaml")]
         words += ["--experiment", self.stage, "--runs_dir", str(self.folder.parents[1])]
         words += ["--trainer.max_steps", str(self.steps), "--data.root", str(self.corpus)]
+        words += ["--data.train_splits", "[train]"]  # stage1.yaml names its own
         words += ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
         for name, value in (DATA | {"num_workers": self.workers}).items():
             words += [f"--data.{name}", str(value)]

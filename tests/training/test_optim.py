@@ -1,11 +1,13 @@
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from scaleearth_pl.core.errors import ConfigError, TargetModuleError
+from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, parameter_groups, warmup_cosine
 
 
@@ -45,3 +47,23 @@ def test_a_spike_in_one_group_does_not_shrink_another():
     assert norms["sse_u"] == pytest.approx(200.0)
     assert torch.equal(quiet.grad, torch.full((2, 2), 0.25))
     assert float(loud.grad.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "total"), [(4, None, 4), (4, -1, 4), (-1, 2, 6), (4, 2, 4), (4, 1, 3)]
+)
+def test_a_run_ends_at_the_bound_that_comes_first(max_steps: int, max_epochs: int | None, total: int) -> None:
+    """Three steps an epoch; the schedule ends with the run."""
+    assert steps_of(max_steps, max_epochs) == total
+
+
+@pytest.mark.parametrize("max_epochs", [None, -1])
+def test_a_run_without_a_bound_is_refused(max_epochs: int | None) -> None:
+    with pytest.raises(ConfigError, match="no end"):
+        steps_of(-1, max_epochs)
+
+
+def steps_of(max_steps: int, max_epochs: int | None) -> int:
+    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs)
+    module = SimpleNamespace(trainer=trainer, datamodule=SimpleNamespace(steps_per_epoch=3))
+    return TreeTraining.total_steps.fget(module)

@@ -186,6 +186,24 @@ def test_a_run_is_checked_before_its_first_step(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_checked_is_computed_as_in_training(
+    fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Under the trainer's autocast, where it has one; backward without, as in a training step."""
+    seen: dict[str, set[bool]] = {"forward": set(), "backward": set()}
+
+    def watched(name: str, original: Any) -> Any:
+        return lambda *a, **k: seen[name].add(torch.is_autocast_enabled("cpu")) or original(*a, **k)
+
+    monkeypatch.setattr(ScaleEarth, "encode", watched("forward", ScaleEarth.encode))
+    monkeypatch.setattr(torch.autograd, "grad", watched("backward", torch.autograd.grad))
+    monkeypatch.setattr(preflight, "check_head_gradients", refuse)  # after those of the adapters
+    with pytest.raises(PreflightError, match="as asked"):
+        fit("stage2", fake_corpus, tmp_path, "--trainer.precision", precision, steps=1)
+    assert seen == {"forward": {precision == "bf16-mixed"}, "backward": {False}}
+
+
 def refuse(*_: Any) -> None:
     raise PreflightError("as asked")
 

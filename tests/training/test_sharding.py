@@ -41,12 +41,17 @@ def test_gradients_are_averaged_and_absent_ones_take_part(tmp_path: Path) -> Non
         assert all(a.equal(b) for a, b in zip(gradients, expected, strict=True))
 
 
+def on(device: torch.device) -> Any:
+    """A Trainer whose rank is there."""
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=device))
+
+
 @pytest.fixture(scope="module")
 def module() -> Iterator[Any]:
-    """What `shard_frozen` asks of a LightningModule: a mesh of [nodes, devices] = [1, 1]."""
+    """What `shard_frozen` asks of a LightningModule: a mesh of [nodes, devices] = [1, 1], and this rank's device."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    yield SimpleNamespace(device_mesh=mesh)
+    yield SimpleNamespace(device_mesh=mesh, trainer=on(torch.device("cpu")))
     dist.destroy_process_group()
 
 
@@ -59,6 +64,28 @@ def test_the_base_is_sharded_and_what_trains_is_not(fake_corpus: Path, module: A
     parameters = [p for block in transformer_blocks(model) for p in block.parameters()]
     assert {isinstance(p, DTensor) for p in parameters if not p.requires_grad} == {True}
     assert {isinstance(p, DTensor) for p in parameters if p.requires_grad} == {False}
+
+
+def test_all_is_on_the_device_before_ranks_talk(
+    fake_corpus: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here, so a device that holds no numbers: what is broadcast, and what is computed, must be there."""
+    model, batch = tiny_model(fake_corpus), make_data(fake_corpus).step_batch(0).micro[0]
+    seen: list[str] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_: Any, moved: Any) -> None:
+        seen.extend(t.device.type for t in (moved.input_ids_T, moved.pixel_values_PD))
+        raise Stopped
+
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: seen.append(tensor.device.type))
+    monkeypatch.setattr(type(model), "forward", stop)
+    with pytest.raises(Stopped):
+        shard_frozen(SimpleNamespace(device_mesh=module.device_mesh, trainer=on(torch.device("meta"))), model, batch)
+    assert len(seen) > len(list(model.gsd_head.parameters())) + 2
+    assert set(seen) == {"meta"}
 
 
 def test_another_forward_stops_the_run(fake_corpus: Path, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What trains in each stage and what does not, through the real command line, optimizer and 4-bit weights."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 import yaml
 from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
+from safetensors.torch import load_file, save_file
 
+from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.training.stage2 import without_links
 
 RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true", *UNDRAWN)
 STEPS = 4
@@ -131,3 +135,35 @@ def test_the_run_folder_says_what_was_run(stage2: Any) -> None:
     assert list(gates) == ["0.1", "1", "10", "30"]
     assert gates["0.1"]["object"] > gates["1"]["object"] > gates["10"]["object"]
     assert (stage2.run_folder.parent / "latest").resolve() == stage2.run_folder.resolve()
+
+
+def test_an_adapter_names_the_version_that_it_was_trained_on(
+    fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not `latest`, which moves on with the next stage 1; the path stays relative, so that runs can be moved."""
+    versions = tmp_path / "runs/stage1"
+    for name in ("v0", "v1"):
+        shutil.copytree(tiny_hf(fake_corpus), versions / name / "hf")
+    weights = versions / "v1/hf/model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (versions / "latest").symlink_to("v0")
+    monkeypatch.chdir(tmp_path)
+    fit("stage2", fake_corpus, Path("runs"), "--model.init_args.init_from", "runs/stage1/latest/hf", *UNDRAWN, steps=1)
+    (versions / "latest").unlink()
+    (versions / "latest").symlink_to("v1")
+    row = json.loads(Path("runs/stage2/latest/adapter/scaleearth.json").read_text())
+    assert row["base_path"] == "runs/stage1/v0/hf"
+    assert load_subject("runs/stage2/latest").model.adapters
+    monkeypatch.chdir("/")
+    assert load_subject(tmp_path / "runs/stage2/latest").model.adapters
+
+
+def test_links_are_followed_below_the_folder_that_holds_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk/stage1/v0/hf").mkdir(parents=True)
+    (tmp_path / "disk/stage1/latest").symlink_to("v0")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/runs").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path / "work")
+    assert without_links("runs/stage1/latest/hf") == "runs/stage1/v0/hf"
+    assert without_links("../disk/stage1/latest/hf") == "../disk/stage1/v0/hf"
+    assert without_links(str(tmp_path / "work/runs/stage1/latest/hf")) == str(tmp_path.resolve() / "disk/stage1/v0/hf")

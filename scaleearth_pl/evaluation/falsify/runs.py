@@ -108,7 +108,7 @@ def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[st
 def stage1_job(setting: Setting, seed: int) -> Job:
     """The command of `make stage1`."""
     overlay = Path("experiments/data") / f"{setting.corpus.name}_stage1.yaml"
-    extra = ("-c", str(overlay)) if overlay.exists() else ()
+    extra = ("-c", str(overlay)) if overlay.exists() else ("--data.train_splits", "[train]")
     folder = setting.stage1(seed)
     return Job(name=folder.name, command=_fit("stage1", setting, extra, seed, folder), folder=folder)
 

@@ -26,8 +26,9 @@ class Preflight(Callback):
 
     Args:
         min_free_gb: room that must be left where the run is written, at least; checkpoints and result may need more.
-        gradients: also take gradients on the first micro-batch (a forward and two backwards); off under FSDP2, where
-            gradients outside the wrapped forward are not defined.
+        gradients: also take gradients on the first micro-batch, in the trainer's precision (one forward and backward in
+            stage 1, two in stage 2, three with SSE-U); off under FSDP2, where gradients outside the wrapped forward are
+            not defined.
     """
 
     def __init__(self, *, min_free_gb: float = 0.2, gradients: bool = True) -> None:
@@ -65,7 +66,7 @@ class Preflight(Callback):
         trained = preflight.check_base_frozen(model, module.named_groups().values())
         quantised = assert_quantisation(model.backbone)
         if self.gradients and module.device_mesh is None and not micro.is_filler:
-            with torch.enable_grad():
+            with torch.enable_grad(), module.trainer.precision_plugin.forward_context():
                 _check_gradients(model, micro)
         return self._facts(module, step, micro.input_ids_T.numel(), supervised, trained, quantised)
 

@@ -1,0 +1,52 @@
+"""Two ranks whose copies of a corpus differ: both stop, before either waits for the other."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fakes.corpus import make_fake_corpus
+from fakes.ranks import in_group
+from fakes.runs import make_data
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from scaleearth_pl.core.errors import ShardError
+from scaleearth_pl.data.agreement import refuse_different_plans
+
+
+def trainer_of(rank: int) -> Any:
+    """What is asked of a Trainer of two ranks, with Lightning's own strategy."""
+    environment = LightningEnvironment()
+    environment.set_world_size(2)
+    environment.set_global_rank(rank)
+    strategy = DDPStrategy(parallel_devices=[torch.device("cpu")] * 2, cluster_environment=environment)
+    return SimpleNamespace(world_size=2, strategy=strategy)
+
+
+@pytest.fixture(scope="module")
+def copies(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same corpus, but for its samples."""
+    return fake_corpus, make_fake_corpus(tmp_path_factory.mktemp("other") / "corpus", seed=1)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_both_ranks_refuse_plans_that_differ(copies: tuple[Path, Path], tmp_path: Path, same: bool) -> None:
+    facts = [make_data(copy).split_plan("train").lengths.facts for copy in copies]
+
+    def told(rank: int) -> str:
+        mine = {"train": facts[0 if same else rank], "val": facts[0]}
+        try:
+            refuse_different_plans(trainer_of(rank), mine)
+        except ShardError as error:
+            return str(error)
+        return ""
+
+    messages = in_group(told, tmp_path)
+    if same:
+        assert messages == ["", ""]
+        return
+    assert all("ranks would read different plans" in message for message in messages)
+    assert "differs on another rank" in messages[0]
+    assert all(words in messages[1] for words in ("'train'", facts[0]["lengths_key"], facts[1]["lengths_key"]))
