@@ -86,7 +86,7 @@ def _official(source: str, rows: Sequence[Prediction]) -> dict[str, Any]:
         "types": types,
         "aa": None if silent else score.aa,
         "oa": None if silent else score.oa,
-        "exact_oa": sum(found.n * types[kind]["exact"] for kind, found in score.types.items()) / score.n,
+        "exact_oa": sum(row.correct for row in rows if row.type in score.types) / score.n,
         "majority_aa": score.majority_aa,
         "majority_oa": score.majority_oa,
     }
