@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.errors import ConfigError
@@ -252,6 +253,10 @@ class GeoScaleDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> StepLoader:
         """Every question of the predict splits once, in index order."""
         return self._loader("predict")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Queues the copies, which the loaders' pinned memory allows; Lightning's own hook waits for each of them."""
+        return batch.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on, by name; the position in it is `trainer.global_step`."""

@@ -121,10 +121,6 @@ class TreeTraining(pl.LightningModule):
                 remedy="give it more steps, or start a run without resume",
             )
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Queues the copies, which the loader's pinned memory allows; Lightning's own hook waits for each of them."""
-        return batch.to(device, non_blocking=True)
-
     def training_step(self, batch: StepBatch, batch_idx: int) -> dict[str, StepReport]:  # noqa: ARG002
         """One optimizer step over all micro-batches of this rank."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
