@@ -1,7 +1,8 @@
 """Evaluation: a hundred questions of one image answered in one packed pass, against `generate` at its best batch size.
 
 Adapters are folded away on both sides, so only the way of generating differs. Weights are scaled up, so that a random
-model's answers depend on image and question; nothing ends early, both sides decode the same number of tokens.
+model's answers depend on the question; where they do not, agreement would mean nothing, and the section is an error.
+Nothing ends early: both sides decode the same number of tokens.
 """
 
 from typing import Any
@@ -19,6 +20,8 @@ from scaleearth_pl.model.shared_image import encode_images
 
 BATCH_SIZES = (5, 10, 25, 50)
 NO_END = -1
+DISTINCT = 4
+"""At most so many questions may share an answer, in the mean."""
 
 
 def generation(bank: Bank, *, rounds: int, max_new_tokens: int = 6, n_questions: int = 100) -> dict[str, Any]:
@@ -52,6 +55,9 @@ def generation(bank: Bank, *, rounds: int, max_new_tokens: int = 6, n_questions:
     best = max(tried, key=lambda name: tried[name])
     seconds = interleave({"packed": packed, best: work[best]}, rounds=rounds)
     same = [a == b for a, b in zip(answers["packed"], answers[best], strict=True)]
+    distinct = len({tuple(row) for row in answers["packed"]})
+    if DISTINCT * distinct < n_questions:
+        raise RuntimeError(f"{n_questions} questions have {distinct} different answers: too few to compare")
     return {
         "packed_qas_per_second": rates(seconds)["packed"],
         "generate_qas_per_second": rates(seconds)[best],
@@ -59,13 +65,13 @@ def generation(bank: Bank, *, rounds: int, max_new_tokens: int = 6, n_questions:
         "generate_by_batch_size": {name.rpartition("-")[2]: rate for name, rate in tried.items()},
         "ratio": 1 / ratio(seconds, "packed", best),
         "identical_answers": sum(same) / len(same),
-        "distinct_answers": len({tuple(row) for row in answers["packed"]}),
+        "distinct_answers": distinct,
         "new_tokens": max_new_tokens,
     }
 
 
 @torch.no_grad()
-def _sharpen(model: torch.nn.Module, factor: float = 3.0) -> None:
+def _sharpen(model: torch.nn.Module, factor: float = 6.0) -> None:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.mul_(factor)
