@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.bootstrap import place_bootstrap
+from scaleearth_pl.evaluation.bootstrap import Places, place_bootstrap, place_means
 
 
 def overall(value, places, **kwargs):
@@ -66,3 +66,45 @@ def test_groups_share_resamples_and_empty_ones_are_left_out():
 def test_nonsense_is_refused(n_values, n_places, n_resamples):
     with pytest.raises(ConfigError):
         overall(np.zeros(n_values), ["p"] * n_places, n_resamples=n_resamples)
+
+
+def example():
+    """300 questions about 40 places, three seeds of -1, 0 and 1, and a group that few questions belong to."""
+    rng = np.random.default_rng(7)
+    places = [f"p{k}" for k in rng.integers(0, 40, 300)]
+    return rng.integers(-1, 2, (3, 300)).astype(float), places, rng.random(300) < 0.1
+
+
+def test_the_numbers_are_those_of_three_functions_before():
+    """Computed when places were resampled in three functions of their own: one stream of resamples, also in chunks."""
+    value_SN, places, few_N = example()
+    made = place_bootstrap(value_SN.mean(0), places, {"all": few_N | True, "few": few_N}, n_resamples=700, seed=5)
+    numbers = {name: (found.estimate, found.low, found.high, found.n_places) for name, found in made.items()}
+    assert numbers["all"] == pytest.approx((0.008888888888888887, -0.04141572713001285, 0.05838368951117659, 40))
+    assert numbers["few"] == pytest.approx((-0.13333333333333333, -0.24072413793103448, -0.025961538461538473, 22))
+    means_V, resampled_RV = place_means(value_SN > 0, np.array(places), n_resamples=700, seed=5)
+    assert means_V == pytest.approx([0.35333333333333333, 0.38, 0.31])
+    assert resampled_RV[[249, 250]] == pytest.approx(
+        np.array(
+            [
+                [0.32131147540983607, 0.3836065573770492, 0.29508196721311475],
+                [0.3413793103448276, 0.35517241379310344, 0.33793103448275863],
+            ]
+        )
+    )
+    drawn = Places([*places, "elsewhere"], n_resamples=700, seed=5)
+    some = [place for place, kept in zip(places, few_N, strict=True) if kept]
+    mean_R = drawn.means(value_SN.mean(0)[None, few_N], some)[:, 0]
+    assert mean_R[[0, 249, 250, 699]] == pytest.approx(
+        [-0.14492753623188406, -0.07407407407407407, -0.14166666666666666, -0.08771929824561403]
+    )
+
+
+def test_places_share_their_resamples_and_refuse_too_few():
+    value_SN, places, _ = example()
+    drawn = Places(places, n_resamples=600)
+    assert (np.concatenate(list(drawn.chunks())) == drawn.count_RP).all() and (drawn.count_RP.sum(1) == 40).all()
+    weighed = drawn.apply(lambda weight_N: float(np.average(value_SN[0], weights=weight_N)), places, limit=50)
+    assert weighed == pytest.approx(drawn.means(value_SN, places)[:50, 0])
+    with pytest.raises(ConfigError, match="need 2 places"):
+        Places(["a", "a"], at_least=2)

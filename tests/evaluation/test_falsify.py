@@ -12,10 +12,10 @@ from fakes.subjects import tiny_subject
 from torch.utils.tensorboard import SummaryWriter
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.bootstrap import Places
 from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs
 from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
-from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
 from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
 

@@ -7,8 +7,9 @@ from fakes.tables import view_table
 from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.bootstrap import place_means
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
-from scaleearth_pl.evaluation.evaluator.table import ViewTable, place_means, tabulate
+from scaleearth_pl.evaluation.evaluator.table import ViewTable, tabulate
 from scaleearth_pl.evaluation.evaluator.views import SPOOF_GRID_M, View, shift_views, spoof_views
 from scaleearth_pl.evaluation.falsify.measure import SHIFTS_DECADES
 from scaleearth_pl.evaluation.protocols.spoofing import smoothness, spoofing_curve

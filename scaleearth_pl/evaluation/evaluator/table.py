@@ -6,13 +6,12 @@ Same questions in every row, so all comparisons between views are paired; two ta
 too, so comparisons between subjects are paired as well (`same_questions`). Tables are saved as one compressed file
 and loaded without pickle; a file that is there is not computed again.
 
-Legend: V views, N questions, I images, P places, R resamples.
+Legend: V views, N questions.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,14 +20,13 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries, log10_gsd
-from scaleearth_pl.evaluation.bootstrap import N_RESAMPLES
+from scaleearth_pl.evaluation.bootstrap import Floats
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import SseuReading
 
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 _CUE = {True: 1, False: 0, None: -1}
 
@@ -172,33 +170,3 @@ def tabulate(
         log10_gsd_N=np.array(columns[7], np.float64),
         readings=tuple(readings),
     )
-
-
-def place_means(
-    value_VN: NDArray[Any], place_N: NDArray[np.str_], *, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> tuple[Floats, Floats]:
-    """(means [V], means of resampled places [R, V]): every row meets the same resamples, so differences are paired.
-
-    Places, not questions, are drawn: forty answers about one unreadable image are one accident.
-    """
-    if not value_VN.shape[1]:
-        raise ConfigError("no question is left to average", field="mask", remedy="the group is empty in this split")
-    _, place = np.unique(place_N, return_inverse=True)
-    n_places = int(place.max()) + 1
-    sum_PV = np.stack([np.bincount(place, row, n_places) for row in value_VN.astype(np.float64)], axis=1)
-    count_P = np.bincount(place, minlength=n_places).astype(np.float64)
-    draw_RP = _draws(n_places, n_resamples, seed)
-    return sum_PV.sum(0) / count_P.sum(), (draw_RP @ sum_PV) / (draw_RP @ count_P)[:, None]
-
-
-@lru_cache(maxsize=4)
-def _draws(n_places: int, n_resamples: int, seed: int) -> Floats:
-    """How often each place is drawn in each resample; kept, because every group of one split asks for the same."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n_places, np.full(n_places, 1 / n_places), size=n_resamples).astype(np.float64)
-
-
-def interval(value_R: Floats, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled numbers."""
-    low, high = np.quantile(value_R, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

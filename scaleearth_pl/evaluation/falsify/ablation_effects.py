@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.bootstrap import Places
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify.findings import mean_over_seeds
 from scaleearth_pl.evaluation.falsify.plan import OURS
-from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.verdicts import Statistic
 
 ALL = "all questions"
@@ -60,7 +60,7 @@ def effects_of(tables: Tables, *, group: str, n_resamples: int) -> tuple[Effect,
     for table in (table for of_seeds in tables.values() for table in of_seeds):
         ours[0].same_questions(table)
     masks = _masks(ours[0], group)
-    places = Places(ours[0].place_N.tolist(), n_resamples=n_resamples)
+    places = Places(ours[0].place_N.tolist(), n_resamples=n_resamples, at_least=2)
     return tuple(
         _effect(variant, told, name, mask_N, tables, places)
         for variant in sorted(tables, key=lambda v: v != OURS)

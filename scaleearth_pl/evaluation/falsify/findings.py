@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scaleearth_pl.core.curves import weighted_spearman
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
+from scaleearth_pl.evaluation.bootstrap import Places, Weights
 from scaleearth_pl.evaluation.falsify.plan import Hypothesis
-from scaleearth_pl.evaluation.falsify.resample import Places, Weights
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic
 from scaleearth_pl.evaluation.groups import correctness, group_masks
 from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
@@ -232,7 +232,7 @@ def mean_over_seeds(name: str, value_SN: NDArray[np.float64], of_row: Sequence[s
     return Statistic(
         name=name,
         estimate=float(mean_N.mean()),
-        resamples=places.means(mean_N, of_row),
+        resamples=places.means(mean_N[None], of_row)[:, 0],
         seeds=tuple(float(v) for v in value_SN.mean(1)),
     )
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.evaluation.bootstrap import Places
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import findings, measure
 from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, refuse_mixing, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Hypothesis, Plan
 from scaleearth_pl.evaluation.falsify.report import Evidence, verdict_table, write_report
-from scaleearth_pl.evaluation.falsify.resample import Places
 from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
@@ -56,7 +56,7 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     (out / "tables").mkdir(parents=True, exist_ok=True)
     files = measure.measure_all(measure.tasks(plan, folders, seeds, **shared), setting.workers)
     runs = {name: [RunFolder.load(path) for path in paths] for name, paths in folders.items()}
-    places = Places(_asked_places(runs, files), n_resamples=plan.n_resamples)
+    places = Places(_asked_places(runs, files), n_resamples=plan.n_resamples, at_least=2)
     found = [test(h, plan, runs, files, seeds, places) for h in plan.hypotheses]
     verdicts = judge(found, level=plan.level)
     evidence = Evidence(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable, interval, place_means
+from scaleearth_pl.evaluation.bootstrap import interval, place_means
+from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.sse_u import sse_u_report
 

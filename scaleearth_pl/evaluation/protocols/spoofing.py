@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.evaluator.table import Bools, Floats, ViewTable, interval, place_means
+from scaleearth_pl.evaluation.bootstrap import Floats, interval, place_means
+from scaleearth_pl.evaluation.evaluator.table import Bools, ViewTable
 from scaleearth_pl.evaluation.evaluator.views import View
 
 
