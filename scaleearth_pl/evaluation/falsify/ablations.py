@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ScaleEarthError
+from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import measure
 from scaleearth_pl.evaluation.falsify.ablation_effects import effects_of
 from scaleearth_pl.evaluation.falsify.ablation_report import AblationReport, write_ablations
@@ -57,7 +58,7 @@ def ablations(plan: Plan, setting: Setting, out: Path, *, tables: Path) -> Ablat
         for s, run in zip(seeds, runs, strict=True)
     ]
     files = measure.measure_all(jobs, setting.workers)
-    loaded = {v: [measure.load(files["told", v, s]) for s in seeds] for v in folders}
+    loaded = {v: [ViewTable.load(files["told", v, s]) for s in seeds] for v in folders}
     report = AblationReport(
         plan=plan,
         effects=effects_of(loaded, group=plan.group, n_resamples=plan.n_resamples),

@@ -57,7 +57,7 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     files = measure.measure_all(measure.tasks(plan, folders, seeds, **shared), setting.workers)
     runs = {name: [RunFolder.load(path) for path in paths] for name, paths in folders.items()}
     places = Places(_asked_places(runs, files), n_resamples=plan.n_resamples, at_least=2)
-    found = [test(h, plan, runs, files, seeds, places) for h in plan.hypotheses]
+    found = [finding_of(h, plan, runs, files, seeds, places) for h in plan.hypotheses]
     verdicts = judge(found, level=plan.level)
     evidence = Evidence(
         plan=plan,
@@ -72,7 +72,7 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     return evidence
 
 
-def test(
+def finding_of(
     hypothesis: Hypothesis,
     plan: Plan,
     runs: Mapping[str, Sequence[RunFolder]],
@@ -101,7 +101,7 @@ def _asked_places(runs: Mapping[str, Sequence[RunFolder]], files: Mapping[tuple[
     places = {row.place_id for run in runs[OURS] for row in run.predictions}
     for (what, variant, _), file in files.items():
         if variant == OURS and what in ("spoof", "policies"):
-            places.update(measure.load(file).place_N.tolist())
+            places.update(ViewTable.load(file).place_N.tolist())
     return sorted(places)
 
 
@@ -128,7 +128,7 @@ def _spoofing(hypothesis: Hypothesis, files: Sequence[Path], places: Places) -> 
 
 def _tables(files: Sequence[Path]) -> list[ViewTable]:
     """One table a seed, all on the same questions; `ConfigError` if they are not."""
-    tables = [measure.load(file) for file in files]
+    tables = [ViewTable.load(file) for file in files]
     for table in tables:
         tables[0].same_questions(table)
     return tables

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
-from scaleearth_pl.evaluation.evaluator.table import ViewTable, tabulate
+from scaleearth_pl.evaluation.evaluator.table import tabulate
 from scaleearth_pl.evaluation.evaluator.views import View, shift_views, spoof_views
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.protocols.probes import probe
@@ -163,11 +163,6 @@ def of_family(images: Iterator[Asked], family: str) -> Iterator[Asked]:
         kept = tuple(q for q in asked.questions if q.family == family)
         if kept:
             yield dataclasses.replace(asked, questions=kept)
-
-
-def load(file: Path) -> ViewTable:
-    """A table that `measure` wrote."""
-    return ViewTable.load(file)
 
 
 def _probe(task: Task, subject: Subject, images: Iterable[Asked], file: Path) -> Path:

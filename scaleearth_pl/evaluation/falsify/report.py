@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from scaleearth_pl.evaluation.falsify import figures, measure
+from scaleearth_pl.evaluation.evaluator.table import ViewTable
+from scaleearth_pl.evaluation.falsify import figures
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.verdicts import Statistic, Verdict
 from scaleearth_pl.evaluation.predictions import RunFolder, write_json
@@ -127,7 +128,7 @@ def figure_sections(out: Path, evidence: Evidence) -> list[Section]:
     figures.save_training_figure(out / "stage1.png", stage1, figures.STAGE1)
     figures.save_training_figure(out / "stage2.png", ours, figures.STAGE2)
     figures.save_gates_figure(out / "gates.png", evidence.runs[OURS])
-    reports = {str(s): referee_report(measure.load(evidence.files["policies", OURS, s])) for s in evidence.seeds}
+    reports = {str(s): referee_report(ViewTable.load(evidence.files["policies", OURS, s])) for s in evidence.seeds}
     first = reports[str(evidence.seeds[0])]
     save_noise_figure(out / "noise.png", {f"ours, seed {evidence.seeds[0]}": first}, group="cue")
     save_sse_u_figure(out / "sse_u.png", first["sse_u"])
@@ -149,7 +150,7 @@ def figure_sections(out: Path, evidence: Evidence) -> list[Section]:
 def spoofing_section(out: Path, evidence: Evidence) -> Section:
     """Figure 10, all variants that were measured at the first seed, relative to each image's truth."""
     seed = evidence.seeds[0]
-    tables = {v: measure.load(f) for (what, v, s), f in evidence.files.items() if what == "spoof" and s == seed}
+    tables = {v: ViewTable.load(f) for (what, v, s), f in evidence.files.items() if what == "spoof" and s == seed}
     curves = {v: spoofing_curve(t, relative=True) for v, t in sorted(tables.items()) if len(t.views) > 1}
     untold = {v: float(t.correct_VN.mean()) for v, t in sorted(tables.items()) if len(t.views) == 1}
     title = f"seed {seed}, {evidence.plan.group.rpartition('/')[2]}"
