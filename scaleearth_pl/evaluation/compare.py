@@ -27,6 +27,7 @@ from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.evaluation.bootstrap import Interval, place_bootstrap
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means
+from scaleearth_pl.evaluation.pairing import in_order, refuse_other_questions
 from scaleearth_pl.evaluation.predictions import Prediction, RunFolder, write_json
 from scaleearth_pl.evaluation.summary import parse_seconds, summarise
 from scaleearth_pl.evaluation.tables import summary_tables, versus_table
@@ -137,8 +138,8 @@ def parse_twins(pairs: Sequence[str]) -> dict[str, list[RunFolder]]:
 
 def _versus(ours: Sequence[RunFolder], runs: Sequence[RunFolder], seed: int) -> dict[str, Any]:
     reference = ours[0].predictions
-    ours_SN = [correctness(_aligned(run, reference)) for run in ours]
-    twin_SN = [correctness(_aligned(run, reference)) for run in runs]
+    keys = [row.key for row in reference]
+    ours_SN, twin_SN = ([correctness(in_order(run.predictions, keys)) for run in side] for side in (ours, runs))
     difference_SN = [a - b for a, b in zip(ours_SN, twin_SN, strict=True)]
     together = _intervals(np.mean(difference_SN, axis=0), reference, seed)
     seeds = []
@@ -164,11 +165,6 @@ def _accuracies(run: RunFolder) -> dict[str, Any]:
     return {"run": str(run.path), **group_means(correctness(run.predictions), group_masks(run.predictions))}
 
 
-def _aligned(run: RunFolder, reference: Sequence[Prediction]) -> list[Prediction]:
-    by_key = {row.key: row for row in run.predictions}
-    return [by_key[row.key] for row in reference]
-
-
 def _check_pairs(name: str, ours: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
     if len(runs) != len(ours):
         raise ConfigError(
@@ -178,7 +174,8 @@ def _check_pairs(name: str, ours: Sequence[RunFolder], runs: Sequence[RunFolder]
             remedy="give one twin run per OURS, in the same order",
         )
     for run in (*ours[1:], *runs):
-        _check_same_questions(ours[0], run)
+        remedy = f"test both on the same corpus and split as {ours[0].path}"
+        refuse_other_questions(ours[0].predictions, run.predictions, file=run.path, remedy=remedy)
     for mine, other in zip(ours, runs, strict=True):
         first, second = mine.run.stage1, other.run.stage1
         if first and second and Path(first).resolve() != Path(second).resolve():
@@ -189,21 +186,6 @@ def _check_pairs(name: str, ours: Sequence[RunFolder], runs: Sequence[RunFolder]
                 value=(first, second),
                 remedy="train every variant with the same init_from",
             )
-
-
-def _check_same_questions(reference: RunFolder, run: RunFolder) -> None:
-    mine = {row.key: (row.question, row.answer, row.place_id) for row in reference.predictions}
-    other = {row.key: (row.question, row.answer, row.place_id) for row in run.predictions}
-    if mine == other:
-        return
-    only = sorted(mine.keys() ^ other.keys()) or sorted(key for key in mine if mine[key] != other[key])
-    raise ConfigError(
-        f"runs were not evaluated on the same questions: {len(only)} differ",
-        file=run.path,
-        field="(image_id, qa_id)",
-        value=only[0],
-        remedy=f"test both on the same corpus and split as {reference.path}",
-    )
 
 
 if __name__ == "__main__":

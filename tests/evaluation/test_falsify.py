@@ -109,9 +109,10 @@ def test_seeds_that_disagree_are_not_supported(plan: Plan, places: Places) -> No
 
 
 def test_other_questions_are_refused(plan: Plan, places: Places) -> None:
-    cut = [answers(0.5, 1)[:-1]]
-    with pytest.raises(ConfigError, match="same questions"):
-        findings.difference(hypothesis(plan, "H2"), [answers(0.5, 1)], cut, plan.group, places)
+    rows = answers(0.5, 1)
+    for other in (rows[:-1], [replace(rows[0], answer="3"), *rows[1:]]):
+        with pytest.raises(ConfigError, match="same questions: 1 differ"):
+            findings.difference(hypothesis(plan, "H2"), [rows], [other], plan.group, places)
 
 
 def test_holm() -> None:

@@ -21,7 +21,8 @@ from scaleearth_pl.evaluation.bootstrap import Places, Weights
 from scaleearth_pl.evaluation.falsify.plan import Hypothesis
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic
 from scaleearth_pl.evaluation.groups import correctness, group_masks
-from scaleearth_pl.evaluation.predictions import Prediction, SseuReading
+from scaleearth_pl.evaluation.pairing import in_order, refuse_other_questions
+from scaleearth_pl.evaluation.predictions import PREDICTIONS, Prediction, SseuReading
 
 Rows = Sequence[Prediction]
 BAND_DECADES = 0.25
@@ -207,11 +208,13 @@ def paired(ours: Sequence[Rows], twin: Sequence[Rows]) -> tuple[Rows, NDArray[np
     Raises:
         ConfigError: other questions, or another number of seeds.
     """
-    order = [row.key for row in ours[0]]
-    if len(ours) != len(twin) or any(sorted(r.key for r in rows) != sorted(order) for rows in (*ours, *twin)):
-        raise ConfigError("runs were not evaluated on the same questions", field="predictions.jsonl")
-    both = [[_in_order(rows, order) for rows in side] for side in (ours, twin)]
-    return ours[0], np.stack([correctness(a) - correctness(b) for a, b in zip(*both, strict=True)])
+    if len(ours) != len(twin):
+        raise ConfigError("ours and twin need the same number of seeds", value=(len(ours), len(twin)))
+    for rows in (*ours[1:], *twin):
+        refuse_other_questions(ours[0], rows, file=PREDICTIONS, remedy="test all on the same corpus and split")
+    keys = [row.key for row in ours[0]]
+    right = [[correctness(in_order(rows, keys)) for rows in side] for side in (ours, twin)]
+    return ours[0], np.stack([a - b for a, b in zip(*right, strict=True)])
 
 
 def finding(hypothesis: Hypothesis, statistics: Sequence[Statistic], *, notes: Sequence[str] = ()) -> Finding:
@@ -243,11 +246,6 @@ def _with(statistic: Statistic, **bars: Any) -> Statistic:
 
 def _of(rows: Rows, mask_N: NDArray[np.bool_]) -> list[str]:
     return [row.place_id for row, kept in zip(rows, mask_N, strict=True) if kept]
-
-
-def _in_order(rows: Rows, order: Sequence[tuple[str, str]]) -> list[Prediction]:
-    by_key = {row.key: row for row in rows}
-    return [by_key[key] for key in order]
 
 
 def _signed(statistic: Statistic) -> str:

@@ -22,8 +22,9 @@ from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.evaluator.engine import Asked, grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.evaluation.evaluator.views import View
+from scaleearth_pl.evaluation.pairing import Key
 from scaleearth_pl.evaluation.predictions import Prediction
-from scaleearth_pl.evaluation.sheets.choose import Drawn, Key, Variant
+from scaleearth_pl.evaluation.sheets.choose import Drawn, Variant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.evaluation.pairing import Key, differing
 from scaleearth_pl.evaluation.predictions import (
     PREDICTIONS,
     SSE_U,
@@ -30,9 +31,6 @@ from scaleearth_pl.evaluation.predictions import (
 
 FAMILIES = ("scale_specific", "discriminative", "identification", "other")
 """Order in which an image's questions are drawn: what needs the GSD first."""
-
-Key = tuple[str, str]
-"""(image_id, qa_id)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,23 +109,22 @@ def refuse_unequal(variants: Sequence[Variant]) -> None:
         raise ConfigError("no variant", field="variants", value=[], remedy="name runs as NAME=FOLDER")
     first = variants[0]
     for variant in variants[1:]:
-        lacking = next((k for k in first.rows if k not in variant.rows), None)
-        surplus = next((k for k in variant.rows if k not in first.rows), None)
-        if lacking or surplus:
+        others = differing(first.rows.values(), variant.rows.values())
+        if others and first.rows.keys() != variant.rows.keys():
             raise ConfigError(
                 f"variant {variant.name!r} did not answer the questions of {first.name!r}",
                 file=variant.path / PREDICTIONS,
                 field="(image_id, qa_id)",
-                value=lacking or surplus,
+                value=others[0],
                 remedy="evaluate both on the same split, types and number of images",
             )
-        changed = next((k for k, r in first.rows.items() if _asked(r) != _asked(variant.rows[k])), None)
-        if changed:
+        if others:
+            row = variant.rows[others[0]]
             raise ConfigError(
                 f"variant {variant.name!r} was asked something else than {first.name!r} under the same id",
                 file=variant.path / PREDICTIONS,
-                field="question, answer",
-                value=_asked(variant.rows[changed]),
+                field="question, answer, place",
+                value=(row.question, row.answer, row.place_id),
                 remedy="evaluate both on the same build of the corpus",
             )
 
@@ -193,10 +190,6 @@ def _drawn(rows: Sequence[Prediction], draw: Draw) -> Drawn:
 
 def _as_drawn(rows: tuple[Prediction, ...]) -> Drawn:
     return Drawn(image_id=rows[0].image_id, place_id=rows[0].place_id, gsd_m=rows[0].gsd_m, rows=rows)
-
-
-def _asked(row: Prediction) -> tuple[str, str]:
-    return row.question, row.answer
 
 
 def _near(path: Path) -> str:
