@@ -23,7 +23,7 @@ from scaleearth_pl.evaluation.bootstrap import place_bootstrap
 from scaleearth_pl.evaluation.floors import Floors, compute_floors
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
 from scaleearth_pl.evaluation.predictions import RUN, Prediction, RunFolder, RunInfo, read_run, write_json
-from scaleearth_pl.evaluation.rsvqa.metric import score_rsvqa
+from scaleearth_pl.evaluation.rsvqa.ours import score_rsvqa
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue, sse_u_numbers
 from scaleearth_pl.evaluation.tables import summary_tables
 
@@ -130,7 +130,7 @@ def _details(run: RunFolder, floors: Floors) -> dict[str, Any]:
         "accuracy": {name: interval.as_json() for name, interval in intervals.items()},
         "floors": asdict(floors),
         "sse_u_by_cue": sse_u_by_cue(run.sse_u),
-        "rsvqa": [asdict(score) for score in score_rsvqa(rows)],
+        "rsvqa": score_rsvqa(rows),
     }
 
 

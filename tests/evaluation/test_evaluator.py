@@ -20,10 +20,10 @@ from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus, gather, 
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
-from scaleearth_pl.evaluation.evaluator.row import rsvqa_scores
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
+from scaleearth_pl.evaluation.rsvqa.ours import rsvqa_scores
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.prepare.write import ShardWriter
 

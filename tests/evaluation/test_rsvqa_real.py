@@ -7,7 +7,8 @@ import pytest
 
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.floors import compute_floors
-from scaleearth_pl.evaluation.rsvqa.metric import official_class, score_rsvqa
+from scaleearth_pl.evaluation.rsvqa.metric import DATASETS, official_class
+from scaleearth_pl.evaluation.rsvqa.ours import score_rsvqa
 from scaleearth_pl.prepare.rsvqa import RsvqaConfig, import_rsvqa
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
@@ -23,9 +24,10 @@ def test_constant_answers_reach_the_majority_floor_on_real_questions(tmp_path, p
     bins, exact = defaultdict(Counter), defaultdict(Counter)
     for s, q in questions:
         exact[s.source, q.type][q.answer] += 1
-        bins[s.source, q.type][official_class(q.answer, type=q.type, source=s.source)] += 1
+        bins[s.source, q.type][official_class(q.answer, kind=q.type, dataset=DATASETS[s.source])] += 1
     of_bin = {
-        (s.source, q.type, official_class(q.answer, type=q.type, source=s.source)): q.answer for s, q in questions
+        (s.source, q.type, official_class(q.answer, kind=q.type, dataset=DATASETS[s.source])): q.answer
+        for s, q in questions
     }
     best = {key: of_bin[(*key, counts.most_common(1)[0][0])] for key, counts in bins.items()}
     rows = [
@@ -47,10 +49,10 @@ def test_constant_answers_reach_the_majority_floor_on_real_questions(tmp_path, p
         for s, q in questions
     ]
     scores = score_rsvqa(rows)
-    assert [(score.source, score.n) for score in scores] == [("rsvqa_lr", 501), ("rsvqa_hr", 500)]
+    assert [(score["source"], score["n"]) for score in scores] == [("rsvqa_lr", 501), ("rsvqa_hr", 500)]
     for score in scores:
-        assert score.oa == pytest.approx(score.majority_oa)
-        assert score.aa == pytest.approx(score.majority_aa)
+        assert score["oa"] == pytest.approx(score["majority_oa"])
+        assert score["aa"] == pytest.approx(score["majority_aa"])
     by_hand = sum(counts.most_common(1)[0][1] for counts in exact.values()) / len(questions)
     floors = compute_floors(rows, corpus_root=tmp_path / "corpus")
     assert floors.majority["overall"] == pytest.approx(by_hand)

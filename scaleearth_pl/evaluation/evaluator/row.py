@@ -7,9 +7,7 @@ majority floor. RSVQA sources are scored under every published matcher.
 
 import os
 import platform
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,20 +20,12 @@ from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.floors import majority_verdicts
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
-from scaleearth_pl.evaluation.predictions import Prediction
-from scaleearth_pl.evaluation.rsvqa.columns import Columns
-from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
 from scaleearth_pl.evaluation.rsvqa.metric import SOURCES
-from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
-from scaleearth_pl.evaluation.rsvqa.score import score_table
+from scaleearth_pl.evaluation.rsvqa.ours import rsvqa_scores
 from scaleearth_pl.evaluation.sse_u import sse_u_by_cue
 from scaleearth_pl.evaluation.tables import percent
 
 ROW_SCHEMA = "scaleearth-evaluation/1"
-
-_COLUMNS = Columns(
-    target="answer", prediction="prediction", type="type", question="question", source="source", id="qa_id"
-)
 
 
 def result_row(
@@ -109,41 +99,6 @@ def configuration(subject: Subject, view: View, decoding: Decoding) -> dict[str,
         "generate": decoding.generate,
         "max_new_tokens": decoding.max_new_tokens,
     }
-
-
-def rsvqa_scores(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """Scores of every RSVQA source among the rows under every matcher; {} where there is none, or no text."""
-    by_source: dict[str, list[Prediction]] = defaultdict(list)
-    for row in rows:
-        if row.source in SOURCES and row.prediction is not None:
-            by_source[row.source].append(row)
-    scores: dict[str, Any] = {}
-    for source, group in sorted(by_source.items()):
-        table = as_table(group)
-        kept = {name: rule for name, rule in MATCHERS.items() if any(r.type not in rule.skips for r in table.rows)}
-        stated = "lr" if source == "rsvqa_lr" else "hr"
-        scores[source] = {
-            name: score_table(table, rule, dataset="lr" if stated == "lr" else "hr").as_json()
-            for name, rule in kept.items()
-        }
-    return scores
-
-
-def as_table(rows: Sequence[Prediction]) -> Table:
-    """Our own predictions as the scorers read anybody's."""
-    answered = [
-        Answered(
-            line=number,
-            target=row.answer.strip().lower(),
-            prediction=row.prediction,
-            type=row.type,
-            question=row.question,
-            source=row.source,
-            id=row.qa_id,
-        )
-        for number, row in enumerate(rows, start=1)
-    ]
-    return Table(path=Path("predictions.jsonl"), columns=_COLUMNS, rows=answered, n_read=len(answered))
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:

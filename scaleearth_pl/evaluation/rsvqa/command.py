@@ -24,7 +24,7 @@ from scaleearth_pl.evaluation.rsvqa.columns import NAMES
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, matcher
 from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT
 from scaleearth_pl.evaluation.rsvqa.rows import DROPS, Table, read_table
-from scaleearth_pl.evaluation.rsvqa.score import KNOWN_SIZES, MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.score import KNOWN_SIZES, MatcherScore, score_table, score_under_all
 from scaleearth_pl.evaluation.rsvqa.table import write_table
 from scaleearth_pl.evaluation.tables import percent
 
@@ -38,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             console().print(text if args.out is None else f"{args.out}", soft_wrap=True, markup=False, highlight=False)
             return 0
         table = read_table(args.file, chosen=_chosen(args.column))
-        kept = [name for name, rule in MATCHERS.items() if any(row.type not in rule.skips for row in table.rows)]
-        names = kept if args.matcher == "all" else [args.matcher]
-        scores = [score_table(table, matcher(name), dataset=args.dataset) for name in names]
+        if args.matcher == "all":
+            scores = [*score_under_all(table, dataset=args.dataset).values()]
+        else:
+            scores = [score_table(table, matcher(args.matcher), dataset=args.dataset)]
         document = report(table, scores, split=args.split)
         if args.out:
             _write(args.out, document)

@@ -1,4 +1,4 @@
-"""The official RSVQA metric (Lobry et al. 2020): accuracy per type, AA, OA, with answers binned on both sides.
+"""The official RSVQA classes (Lobry et al. 2020): in which bin an answer falls, and what is known of RSVQA's sources.
 
 The official model is a classifier over the commonest answers, so numbers were cut into bins before training; ours
 writes text, so target *and* prediction are binned before they are compared:
@@ -9,27 +9,22 @@ writes text, so target *and* prediction are binned before they are compared:
 - everything else: equal after lower case, single spaces and without one final full stop or question mark (the official
   vocabulary cuts off either, once).
 
-AA is the unweighted mean over types, OA the share of all questions. A prediction is read as a number only if the whole
-of it is one (with or without its unit): a number picked out of a sentence would be our guess, not the model's answer.
-Only RSVQA's own types count: questions that a language model wrote about the same tiles (`prepare.generate`) are left out.
-Repositories differ by split, by types kept and by matcher, so all three belong to a number (`RsvqaScore` has them),
-and `exact` stands beside the binned accuracy. Majority floors are those of the evaluated questions themselves: the best
-that any constant answer per type can reach.
+A prediction is read as a number only if the whole of it is one (with or without its unit): a number picked out of a
+sentence would be our guess, not the model's answer. Repositories differ by split, by types kept and by matcher, so all three
+belong to a number.
 """
 
 import itertools
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.predictions import Prediction
-from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
+from scaleearth_pl.evaluation.rsvqa.types import Dataset
 
-BINNED_COUNT_SOURCES = ("rsvqa_lr",)
 SOURCES = {"rsvqa_lr": "LR", "rsvqa_hr": "HR (USGS)", "rsvqa_hr_phili": "HR (Philadelphia)"}
 """Sources of `prepare.rsvqa` and how tables call them."""
+
+DATASETS: Mapping[str, Dataset] = {"rsvqa_lr": "lr", "rsvqa_hr": "hr", "rsvqa_hr_phili": "hr"}
+"""Whose binning applies to each source."""
 
 CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
 
@@ -43,93 +38,19 @@ _CLASS_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TypeScore:
-    """One question type: `official` is None where the run generated no text."""
-
-    n: int
-    exact: float
-    official: float | None
-    majority: float
-    majority_class: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RsvqaScore:
-    """One source. `majority_aa` and `majority_oa` are the floors of AA and OA under the official binning."""
-
-    source: str
-    n: int
-    types: dict[str, TypeScore]
-    aa: float | None
-    oa: float | None
-    exact_oa: float
-    majority_aa: float
-    majority_oa: float
-
-
-def official_class(text: str, *, type: str, source: str) -> str:
-    """The class of an answer text under the official binning; the normalised text itself where nothing is binned."""
+def official_class(text: str, *, kind: str, dataset: Dataset) -> str:
+    """The class of an answer text of a type (`kind`); the normalised text itself where nothing is binned."""
     plain = " ".join(text.lower().split())
     plain = plain[:-1].rstrip() if plain.endswith((".", "?")) else plain
-    named = _named_bin(plain, unit="m2" if type == "area" else "")
-    if named is not None and (type == "area" or (type == "count" and source in BINNED_COUNT_SOURCES)):
+    binned_count = kind == "count" and dataset == "lr"
+    named = _named_bin(plain, unit="m2" if kind == "area" else "")
+    if named is not None and (kind == "area" or binned_count):
         return named
-    if type == "count" and source in BINNED_COUNT_SOURCES and _COUNT.fullmatch(plain):
-        return _bin(float(plain), unit="")
-    if type == "count" and _COUNT.fullmatch(plain):
-        return str(int(plain))
-    if type == "area" and (match := _AREA.fullmatch(plain)):
+    if kind == "count" and _COUNT.fullmatch(plain):
+        return _bin(float(plain), unit="") if binned_count else str(int(plain))
+    if kind == "area" and (match := _AREA.fullmatch(plain)):
         return _bin(float(match[1]), unit="m2")
     return plain
-
-
-def score_source(rows: Sequence[Prediction], source: str) -> RsvqaScore:
-    """Scores the rows of one source that have one of RSVQA's types; raises `ConfigError` if there are none."""
-    by_type: dict[str, list[Prediction]] = defaultdict(list)
-    for row in rows:
-        if row.source == source and row.type in OFFICIAL:
-            by_type[row.type].append(row)
-    if not by_type:
-        raise ConfigError("no prediction of this source", field="source", value=source, remedy=f"use {list(SOURCES)}")
-    types = {name: _score_type(group) for name, group in sorted(by_type.items())}
-    officials = [t.official for t in types.values()]
-    known = [x for x in officials if x is not None]
-    complete = len(known) == len(types)
-    n = sum(t.n for t in types.values())
-    return RsvqaScore(
-        source=source,
-        n=n,
-        types=types,
-        aa=sum(known) / len(types) if complete else None,
-        oa=sum(t.n * x for t, x in zip(types.values(), known, strict=True)) / n if complete else None,
-        exact_oa=sum(t.n * t.exact for t in types.values()) / n,
-        majority_aa=sum(t.majority for t in types.values()) / len(types),
-        majority_oa=sum(t.n * t.majority for t in types.values()) / n,
-    )
-
-
-def score_rsvqa(rows: Sequence[Prediction]) -> list[RsvqaScore]:
-    """Scores of every RSVQA source among the rows; empty where there is none."""
-    present = {row.source for row in rows if row.type in OFFICIAL}
-    return [score_source(rows, source) for source in SOURCES if source in present]
-
-
-def _score_type(rows: Sequence[Prediction]) -> TypeScore:
-    targets = [official_class(r.answer, type=r.type, source=r.source) for r in rows]
-    right = [
-        target == official_class(r.prediction, type=r.type, source=r.source)
-        for r, target in zip(rows, targets, strict=True)
-        if r.prediction is not None
-    ]
-    commonest, count = min(Counter(targets).items(), key=lambda item: (-item[1], item[0]))
-    return TypeScore(
-        n=len(rows),
-        exact=sum(r.correct for r in rows) / len(rows),
-        official=sum(right) / len(rows) if len(right) == len(rows) else None,
-        majority=count / len(rows),
-        majority_class=commonest,
-    )
 
 
 def _named_bin(plain: str, *, unit: str) -> str | None:

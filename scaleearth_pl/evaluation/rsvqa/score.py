@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.rsvqa.matchers import Case, Matcher
+from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS, Case, Matcher
 from scaleearth_pl.evaluation.rsvqa.matchers.base import NUMERIC_TYPES
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
 from scaleearth_pl.evaluation.rsvqa.types import LR_TYPES, Dataset, set_of
@@ -125,6 +125,12 @@ def score_table(table: Table, matcher: Matcher, *, dataset: Literal["lr", "hr", 
         majority_oa=sum(t.n * t.majority for t in types.values()) / n,
         repository=repository_numbers(matcher.name, types),
     )
+
+
+def score_under_all(table: Table, *, dataset: Literal["lr", "hr", "auto"] = "auto") -> dict[str, MatcherScore]:
+    """The scores of a file by matcher, without those that leave all of its types out."""
+    types = {row.type for row in table.rows}
+    return {name: score_table(table, rule, dataset=dataset) for name, rule in MATCHERS.items() if types - rule.skips}
 
 
 def repository_numbers(name: str, types: dict[str, TypeScore]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ OA is the share of all questions (micro), AA the unweighted mean over the types 
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Any
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.predictions import PREDICTIONS
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
-from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, SOURCES
-from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table, read_table
-from scaleearth_pl.evaluation.rsvqa.score import MatcherScore, score_table
+from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, DATASETS, SOURCES
+from scaleearth_pl.evaluation.rsvqa.rows import Answered, read_table
+from scaleearth_pl.evaluation.rsvqa.score import MatcherScore, score_under_all
 from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 ROW = "row.json"
@@ -132,16 +132,10 @@ def _evaluation(folder: Path) -> Evaluation:
     return Evaluation(
         variant=variant,
         policy=policy,
-        scores={source: _scores(replace(table, rows=rows), source) for source, rows in kept.items()},
+        scores={s: score_under_all(replace(table, rows=rows), dataset=DATASETS[s]) for s, rows in kept.items()},
         questions={s: frozenset((r.id, r.question, r.type, r.target) for r in rows) for s, rows in kept.items()},
         facts=row,
     )
-
-
-def _scores(table: Table, source: str) -> dict[str, MatcherScore]:
-    types = Counter(row.type for row in table.rows)
-    rules = [rule for rule in MATCHERS.values() if types.keys() - rule.skips]
-    return {rule.name: score_table(table, rule, dataset="lr" if source == "rsvqa_lr" else "hr") for rule in rules}
 
 
 def _overview(evaluations: Sequence[Evaluation], told: Sequence[Evaluation], source: str) -> Iterator[str]:

@@ -8,11 +8,9 @@ may write them out ("between 10 and 100"), which is read as the class it names.
 from scaleearth_pl.evaluation.rsvqa.matchers.base import Case, Matcher
 from scaleearth_pl.evaluation.rsvqa.metric import official_class
 
-_SOURCE = {"lr": "rsvqa_lr", "hr": "rsvqa_hr"}
-
 
 def _class(text: str, case: Case) -> str:
-    return official_class(text, type=case.type, source=_SOURCE[case.dataset])
+    return official_class(text, kind=case.type, dataset=case.dataset)
 
 
 def score(case: Case) -> float:
