@@ -7,10 +7,10 @@ from fakes.subjects import tiny_subject
 from test_xlrs import _b64, picture
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.benchmarks import omniearth
+from scaleearth_pl.evaluation.benchmarks import omniearth, open_benchmark
 from scaleearth_pl.evaluation.benchmarks.boxes import best_overlap, grounding_scores, overlap, read_box
 from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
-from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 

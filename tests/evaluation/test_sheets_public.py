@@ -9,11 +9,11 @@ from test_omniearth import LAND, WEATHER, raw
 from test_sheets import encoded
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.evaluation.benchmarks import omniearth, xlrs
+from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark, xlrs
 from scaleearth_pl.evaluation.benchmarks.choice import Choice
 from scaleearth_pl.evaluation.sheets import main as command
 from scaleearth_pl.evaluation.sheets.choose import Draw, Variant
-from scaleearth_pl.evaluation.sheets.public import is_right, thumbnail
+from scaleearth_pl.evaluation.sheets.public import thumbnail
 
 OPTIONS = ["(A) Two", "(B) a harbour", "(C) Six", "(D) red"]
 TASKS = ("Counting/Overall counting", "Complex reasoning/Route planning")
@@ -87,7 +87,7 @@ def test_a_row_for_every_path_of_omniearth(prediction, run_folder, tmp_path):
             image_id=f"o{k}", qa_id=choice.id, type="/".join(choice.task), family=choice.kind, gsd_m=None, tier="unknown",
             question=choice.prompt, answer=choice.answer, prediction="BA"[k % 2], correct=False,
         )
-        for k, choice in enumerate(omniearth.benchmark([file]).choices().values())
+        for k, choice in enumerate(open_benchmark("omniearth", [file]).choices().values())
     ]  # fmt: skip
     words = [f"ours={run_folder('a', rows)}", "--omniearth", str(file), "--out", str(tmp_path / "out")]
     assert command.main(words) == 0
@@ -98,9 +98,11 @@ def test_a_row_for_every_path_of_omniearth(prediction, run_folder, tmp_path):
 
 def test_official_verdicts_of_choices_and_boxes():
     choice = Choice(id="1", prompt="?", options=("(A) 1", "(B) 2"), answer="B", task=("a", "b", "c", "d"))
-    assert is_right(choice, "(B)", "omniearth") and not is_right(choice, "A", "omniearth")
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.is_right(choice, "(B)") and not benchmark.is_right(choice, "A")
+    is_right = BENCHMARKS["omniearth"].is_right
     box = replace(choice, kind="grounding", answer="[0.1, 0.1, 0.5, 0.5]", options=())
-    assert is_right(box, "[100, 100, 500, 520]", "omniearth") and not is_right(box, "[0, 0, 200, 200]", "omniearth")
+    assert is_right(box, "[100, 100, 500, 520]") and not is_right(box, "[0, 0, 200, 200]")
 
 
 def test_large_images_become_thumbnails_and_bad_ones_are_named():

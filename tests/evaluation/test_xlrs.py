@@ -10,11 +10,11 @@ from fakes.subjects import tiny_subject
 from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
-from scaleearth_pl.evaluation.benchmarks import xlrs
+from scaleearth_pl.evaluation.benchmarks import open_benchmark, xlrs
 from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, OMNIEARTH_VLMEVALKIT, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, tile_boxes
-from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 

@@ -23,6 +23,9 @@ from scaleearth_pl.evaluation.benchmarks.rows import image_bytes
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject
 
+MAX_NEW_TOKENS = 64
+"""Of a reply, as the harnesses allow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
@@ -63,17 +66,36 @@ FoundRow = tuple[Choice, Path, Mapping[str, Any]]
 
 @dataclass(kw_only=True)
 class Benchmark:
-    """Rows of local files as questions, and the books about those that could not be used.
+    """All that is known of one benchmark; its files' rows as questions; and the books about those that cannot be used.
 
     Both benchmarks number their rows anew in every task or part, so a number that has been there before gets the count of
     its repetition: the third row 7 is "7~3".
+
+    Attributes:
+        name: option of commands, folder of results, source of samples.
+        title: as people call it.
+        harness: whose prompts and scores these are, for result rows.
+        split: of the benchmark, for result rows.
+        read: files to rows; False leaves parquet's images on disk.
+        score: replies to the scores of its harnesses; True computes VLMEvalKit's means with its bug, where it has one.
+        is_right: the official extractor's verdict on the text of one reply.
+        task_name: what the benchmark reports the question under.
+        files: what is read; none in `BENCHMARKS`.
+        pixels: policy for very large images.
+        bad: why a question could not be asked, by its id.
     """
 
     name: str
-    files: Sequence[Path]
+    title: str
+    harness: str
+    split: str
     read: Callable[[Sequence[Path], bool], Iterable[FoundRow]]
+    score: Callable[[Sequence[Reply], bool], dict[str, Any]]
+    is_right: Callable[[Choice, str], bool]
+    task_name: Callable[[Choice], str]
+    files: Sequence[Path] = ()
     pixels: PixelPolicy = field(default_factory=PixelPolicy)
-    bad: dict[str, str] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict, init=False)
 
     def choices(self) -> dict[str, Choice]:
         """All questions by id, images left on disk."""
@@ -140,9 +162,9 @@ def macro_by(hits: Iterable[tuple[Task, bool]], tasks: Sequence[Task] | None = N
     return accuracy, sum(accuracy.get(task, 0.0) for task in counted) / len(counted)
 
 
-def share(hits: Sequence[bool]) -> float:
-    """Part that is true; 0 of none."""
-    return sum(hits) / len(hits) if hits else 0.0
+def share(values: Sequence[float]) -> float:
+    """The mean, and so the part of truth values that is true; 0 of none."""
+    return sum(values) / len(values) if values else 0.0
 
 
 def _question(choice: Choice) -> Question:

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.evaluation.benchmarks.boxes import grounding_scores, true_box
+from scaleearth_pl.evaluation.benchmarks.boxes import best_overlap, grounding_scores, read_box, true_box
 from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
 from scaleearth_pl.evaluation.benchmarks.letters import OMNIEARTH_AUTHORS, OMNIEARTH_VLMEVALKIT, right, strict
-from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, image_size
-from scaleearth_pl.evaluation.benchmarks.rows import image_bytes, options_of, read_rows
+from scaleearth_pl.evaluation.benchmarks.pixels import image_size
+from scaleearth_pl.evaluation.benchmarks.rows import image_bytes, options_of, read_rows, stated_options
 
 VERSIONS = {29_779: "v1 (103 tasks)", 29_855: "arXiv v2 (109 tasks)"}
 """Numbers of annotations that give the version away; it belongs to every number."""
 
 EXTRACTORS = ("authors", "vlmevalkit", "strict")
-MAX_NEW_TOKENS = 64
 
 KINDS = {
     "single choice": "single",
@@ -70,17 +69,12 @@ _NO_GSD_WORDS = {
 }
 
 
-def benchmark(files: Sequence[Path], *, pixels: PixelPolicy | None = None) -> Benchmark:
-    """OmniEarth-Bench from parquet, JSON-lines or the authors' JSON files."""
-    return Benchmark(name="omniearth", files=files, read=_read, pixels=pixels or PixelPolicy())
-
-
 def prompt(row: Mapping[str, Any], *, kind: str) -> str:
     """The authors' prompt; letters are those of the options there are. Grounding questions are asked as they stand."""
     question = str(_first(row, "question"))
-    value = next((row[n] for n in ("multi-choice options", "Answer Choices") if row.get(n) is not None), None)
-    if isinstance(value, str):
-        return question + value
+    stated = stated_options(row)
+    if isinstance(stated, str):
+        return question + stated
     if kind == "grounding":
         return question
     options = options_of(row)
@@ -127,6 +121,13 @@ def score(replies: Sequence[Reply], *, vlmevalkit_compat: bool = False) -> dict[
     return document
 
 
+def is_right(choice: Choice, text: str) -> bool:
+    """The authors' verdict on one reply; a box is right from an overlap of one half on."""
+    if choice.kind == "grounding":
+        return best_overlap(read_box(choice.answer), read_box(text), choice.size) >= 0.5
+    return right(OMNIEARTH_AUTHORS(text), choice.answer)
+
+
 def _score(replies: Sequence[Reply], extractor: str, compat: bool) -> dict[str, Any]:
     found = [_letters(reply, extractor) for reply in replies]
     hits = [right(letters, reply.choice.answer) for letters, reply in zip(found, replies, strict=True)]
@@ -135,9 +136,9 @@ def _score(replies: Sequence[Reply], extractor: str, compat: bool) -> dict[str, 
     spheres: dict[str, list[float]] = {}
     for task, accuracy in by_task.items():
         spheres.setdefault(task[0], []).append(accuracy)
-    sphere_macro = {name: share_of(values) for name, values in sorted(spheres.items())}
+    sphere_macro = {name: share(values) for name, values in sorted(spheres.items())}
     if compat:
-        overall = share_of([*by_task.values(), *sphere_macro.values()])
+        overall = share([*by_task.values(), *sphere_macro.values()])
     undecided = [_unable(reply) for reply in replies]
     undefined = [reply.choice.gsd_undefined is not None for reply in replies]
     return {
@@ -164,11 +165,6 @@ def _score(replies: Sequence[Reply], extractor: str, compat: bool) -> dict[str, 
             "micro_elsewhere": share([h for h, u in zip(hits, undefined, strict=True) if not u]),
         },
     }
-
-
-def share_of(values: Sequence[float]) -> float:
-    """Plain mean; 0 of none."""
-    return sum(values) / len(values) if values else 0.0
 
 
 def _letters(reply: Reply, extractor: str) -> frozenset[str]:
@@ -242,3 +238,15 @@ def _first(row: Mapping[str, Any], meaning: str, default: str | None = None) -> 
             "not a row of OmniEarth-Bench", field=meaning, value=sorted(row), remedy=f"one of {_NAMES[meaning]}"
         )
     return default
+
+
+OMNIEARTH = Benchmark(
+    name="omniearth",
+    title="OmniEarth-Bench",
+    harness="authors, VLMEvalKit",
+    split="all",
+    read=_read,
+    score=lambda replies, compat: score(replies, vlmevalkit_compat=compat),
+    is_right=is_right,
+    task_name=lambda choice: " / ".join(choice.task),
+)

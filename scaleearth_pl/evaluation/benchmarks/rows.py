@@ -48,11 +48,16 @@ def image_bytes(row: Mapping[str, Any], *, folder: Path) -> list[bytes]:
 
 def options_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The options of a row: a list, or the lines between "listed below:" and the instruction of a VLMEvalKit row."""
-    value = next((row[name] for name in ("multi-choice options", "Answer Choices") if row.get(name) is not None), ())
+    value = stated_options(row)
     if isinstance(value, str):
         listed = value.partition("listed below:\n")[2] or value
         value = [line for line in listed.partition("\n\n")[0].splitlines() if line.strip()]
     return tuple(str(option) for option in value)
+
+
+def stated_options(row: Mapping[str, Any]) -> Any:
+    """The options as they stand in the row: a list, VLMEvalKit's text with the instruction, or () where it has none."""
+    return next((row[name] for name in ("multi-choice options", "Answer Choices") if row.get(name) is not None), ())
 
 
 def _bytes(value: Any, folder: Path) -> bytes:

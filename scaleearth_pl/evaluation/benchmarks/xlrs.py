@@ -18,7 +18,6 @@ from typing import Any
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, right, strict
-from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.benchmarks.rows import options_of, read_rows
 
 SUBTASKS = (
@@ -43,7 +42,6 @@ REASONING = frozenset(SUBTASKS[:5])
 
 SEVERAL_ANSWERS = "Land use classification/Overall Land use classification"
 EXTRACTORS = ("official", "strict")
-MAX_NEW_TOKENS = 64
 
 _FIELDS = ("index", "question", "multi-choice options", "answer", "category", "l2-category")
 _ONE = (
@@ -55,11 +53,6 @@ _SEVERAL = (
     "correct option. Only respond with the letter(s) corresponding to the correct answer(s) (A, B, C, D), with multiple "
     "choices separated by spaces.The answer(s) is(are):"
 )
-
-
-def benchmark(files: Sequence[Path], *, pixels: PixelPolicy | None = None) -> Benchmark:
-    """XLRS-Bench-lite from parquet or JSON-lines files."""
-    return Benchmark(name="xlrs", files=files, read=_read, pixels=pixels or PixelPolicy())
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -129,3 +122,15 @@ def _read(files: Sequence[Path], images: bool) -> Iterator[FoundRow]:
             file,
             row,
         )
+
+
+XLRS = Benchmark(
+    name="xlrs",
+    title="XLRS-Bench-lite",
+    harness="lmms-eval, VLMEvalKit",
+    split="train (lite)",
+    read=_read,
+    score=lambda replies, _compat: score(replies),
+    is_right=lambda choice, text: right(LMMS_EVAL(text), choice.answer),
+    task_name=lambda choice: choice.task[0],
+)

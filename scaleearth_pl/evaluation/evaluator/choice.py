@@ -1,4 +1,4 @@
-"""XLRS-Bench and OmniEarth-Bench through the evaluator: local files in, the same result row as every benchmark out.
+"""Multiple-choice benchmarks through the evaluator: local files in, the same result row as every benchmark out.
 
 No row has a GSD, so the policy is SSE-U's word: "predicted", or a spoofed value; "metadata" is refused by the resolver.
 A model without SSE-U can be asked under a spoofed value only, which plain LoRA and stage 1 ignore.
@@ -6,25 +6,16 @@ A model without SSE-U can be asked under a spoofed value only, which plain LoRA 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.evaluation.benchmarks import omniearth, xlrs
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply
-from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
+from scaleearth_pl.evaluation.benchmarks.choice import MAX_NEW_TOKENS, Benchmark, Choice, Reply
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.row import result_row
 from scaleearth_pl.evaluation.evaluator.run import Answers, Decoding, run_view
 from scaleearth_pl.evaluation.evaluator.views import View
-
-HARNESS = {"xlrs": "lmms-eval, VLMEvalKit", "omniearth": "authors, VLMEvalKit"}
-
-
-def open_benchmark(name: str, files: Sequence[Path], *, pixels: PixelPolicy | None = None) -> Benchmark:
-    """`xlrs` or `omniearth` from local files."""
-    return {"xlrs": xlrs.benchmark, "omniearth": omniearth.benchmark}[name](files, pixels=pixels)
 
 
 def evaluate_choice(
@@ -50,7 +41,7 @@ def evaluate_choice(
         ConfigError: another evaluation in the folder, or a file that is not of this benchmark.
         GsdError: policy "metadata".
     """
-    decoding = decoding or Decoding(max_new_tokens=xlrs.MAX_NEW_TOKENS)
+    decoding = decoding or Decoding(max_new_tokens=MAX_NEW_TOKENS)
     choices = benchmark.choices()
     folder = out / subject.folder / benchmark.name / f"{view.name}-{benchmark.pixels.name}"
     return run_view(
@@ -74,12 +65,12 @@ def evaluate_choice(
             decoding=decoding,
             answers=answers,
             benchmark=benchmark.name,
-            split="train (lite)" if benchmark.name == "xlrs" else "all",
-            harness=HARNESS[benchmark.name],
+            split=benchmark.split,
+            harness=benchmark.harness,
             counts={"planned_questions": len(choices), "unreadable_questions": len(benchmark.bad)},
             extra={
                 "pixels": benchmark.pixels.name,
-                "harness_scores": harness_scores(benchmark.name, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
+                "harness_scores": harness_scores(benchmark, choices, answers, vlmevalkit_compat=vlmevalkit_compat)
                 if decoding.generate
                 else None,  # teacher-forced: there is no reply that a harness could read
             },
@@ -96,10 +87,8 @@ def content_hash(choices: Mapping[str, Choice]) -> str:
 
 
 def harness_scores(
-    name: str, choices: Mapping[str, Choice], answers: Answers, *, vlmevalkit_compat: bool = False
+    benchmark: Benchmark, choices: Mapping[str, Choice], answers: Answers, *, vlmevalkit_compat: bool = False
 ) -> dict[str, Any]:
     """The benchmark's own scores of what was answered."""
     replies = [Reply(choice=choices[row.qa_id], text=row.prediction or "") for row in answers.predictions]
-    if name == "xlrs":
-        return xlrs.score(replies)
-    return omniearth.score(replies, vlmevalkit_compat=vlmevalkit_compat)
+    return benchmark.score(replies, vlmevalkit_compat)

@@ -17,8 +17,10 @@ from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
 from scaleearth_pl.data.shards import ShardIndex
+from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark
+from scaleearth_pl.evaluation.benchmarks.choice import MAX_NEW_TOKENS
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
-from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice, open_benchmark
+from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
 from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, results_table
@@ -137,10 +139,11 @@ def _evaluate_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     for path in args.runs:
         subject = load_subject(path, base=args.base, device=args.device)
         rows += _on_corpus(subject, args) if args.corpus else ()
-        for name in ("xlrs", "omniearth"):
+        for name in BENCHMARKS:
             rows += _on_files(subject, name, getattr(args, name), args) if getattr(args, name) else ()
     if not rows:
-        raise ConfigError("no benchmark named", remedy="give --corpus data_shards/NAME, --xlrs or --omniearth FILE...")
+        options = " or ".join(f"--{name}" for name in BENCHMARKS)
+        raise ConfigError("no benchmark named", remedy=f"give --corpus data_shards/NAME, {options} FILE...")
     gather(args.out)
     return rows
 
@@ -172,7 +175,7 @@ def _on_files(subject: Subject, name: str, files: Sequence[Path], args: argparse
             benchmark,
             view,
             out=args.out,
-            decoding=_decoding(args, 64),
+            decoding=_decoding(args, MAX_NEW_TOKENS),
             vlmevalkit_compat=args.vlmevalkit_compat,
         )
 
@@ -206,9 +209,11 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher-forced", action="store_true", help="right or wrong only, no text (several times faster)"
     )
     parser.add_argument("--limit-images", type=int, help="evenly spaced over the split")
-    parser.add_argument("--max-new-tokens", type=int, help="default 24; 64 for XLRS-Bench and OmniEarth-Bench")
-    parser.add_argument("--xlrs", type=Path, nargs="+", default=[], help="files of XLRS-Bench-lite")
-    parser.add_argument("--omniearth", type=Path, nargs="+", default=[], help="files of OmniEarth-Bench")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help=f"default 24; {MAX_NEW_TOKENS} for benchmarks of local files"
+    )
+    for name, benchmark in BENCHMARKS.items():
+        parser.add_argument(f"--{name}", type=Path, nargs="+", default=[], help=f"files of {benchmark.title}")
     parser.add_argument("--pixels", choices=["budget", "tiles"], default="budget", help="policy for very large images")
     parser.add_argument("--max-pixels", type=int, help="of an image or tile; default: as in training")
     parser.add_argument("--max-tiles", type=int, default=9)

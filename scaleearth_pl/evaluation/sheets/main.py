@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scaleearth_pl.core.console import console, print_error
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
-from scaleearth_pl.evaluation.evaluator.choice import open_benchmark
+from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark
 from scaleearth_pl.evaluation.falsify.plan import OURS
 from scaleearth_pl.evaluation.falsify.runs import Setting
 from scaleearth_pl.evaluation.sheets.answers import show_corpus
@@ -35,7 +35,6 @@ from scaleearth_pl.model.backbone import silence_loading
 STANDARD = {OURS: OURS, "plain LoRA": "plain_lora", "GSD as text": "gsd_text", "bucketed": "bucketed"}
 """Columns of the sheets where none are named: the name to print and the experiment."""
 
-TITLES = {"xlrs": "XLRS-Bench-lite", "omniearth": "OmniEarth-Bench"}
 ROWS_A_PAGE = 16
 """Sub-tasks on one PNG; OmniEarth-Bench has a hundred."""
 
@@ -82,7 +81,7 @@ def corpus_sheets(variants: Sequence[Variant], draw: Draw, *, corpus: Path, out:
 def benchmark_sheets(
     variants: Sequence[Variant], draw: Draw, *, name: str, files: Sequence[Path], out: Path
 ) -> Written:
-    """One row a sub-task of XLRS-Bench ("xlrs") or OmniEarth-Bench ("omniearth"), `ROWS_A_PAGE` rows a PNG.
+    """One row a sub-task of the benchmark of that name, `ROWS_A_PAGE` rows a PNG.
 
     Raises:
         ConfigError: variants that do not belong together, answers without text, or files of other questions.
@@ -90,11 +89,11 @@ def benchmark_sheets(
     refuse_unequal(variants)
     benchmark = open_benchmark(name, files)
     choices = benchmark.choices()
-    variants = [as_reported(variant, choices, name) for variant in variants]
+    variants = [as_reported(variant, choices, benchmark) for variant in variants]
     drawn = draw_types(list(variants[0].rows.values()), draw)
     shown, types = show_benchmark(variants, drawn, benchmark), count_types(variants)
     words = Words(
-        title=f"{TITLES[name]}: one question of every sub-task",
+        title=f"{benchmark.title}: one question of every sub-task",
         rule=type_rule(draw, shown=shown, marked=" Marked by the benchmark's official extractor."),
         counts=counts_text(types, drawn, shown),
     )
@@ -144,7 +143,7 @@ def _sheets(args: argparse.Namespace) -> Written:
     setting = Setting(size=args.size, corpus=args.corpus, runs=args.runs)
     draw = Draw(places=args.places, questions=args.questions, min_gsds=args.min_gsds, seed=args.draw)
     variants = named_variants(args.variants, setting, args.seed)
-    for name in ("xlrs", "omniearth"):
+    for name in BENCHMARKS:
         if getattr(args, name):
             return benchmark_sheets(variants, draw, name=name, files=getattr(args, name), out=args.out)
     return corpus_sheets(variants, draw, corpus=args.corpus, out=args.out, device=args.device)
@@ -168,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of the default runs")
     add("--runs", type=Path, default=Path("runs"), help="where the default runs are")
     add("--corpus", type=Path, default=Path("data_shards/world"), help="folder of shards that was evaluated")
-    add("--xlrs", type=Path, nargs="+", default=[], help="files of XLRS-Bench-lite that were evaluated")
-    add("--omniearth", type=Path, nargs="+", default=[], help="files of OmniEarth-Bench that were evaluated")
+    for name, benchmark in BENCHMARKS.items():
+        add(f"--{name}", type=Path, nargs="+", default=[], help=f"files of {benchmark.title} that were evaluated")
     add("--places", type=int, default=3, help="places on the sheet")
     add("--questions", type=int, default=3, help="questions of an image")
     add("--min-gsds", type=int, default=3, help="GSDs at which a place must have been seen")

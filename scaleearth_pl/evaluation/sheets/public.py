@@ -15,8 +15,7 @@ from dataclasses import replace
 from PIL import Image, UnidentifiedImageError
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.evaluation.benchmarks import omniearth, xlrs
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, Reply
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice
 from scaleearth_pl.evaluation.benchmarks.rows import image_bytes
 from scaleearth_pl.evaluation.sheets.answers import Picture, Said, Shown, side_by_side
 from scaleearth_pl.evaluation.sheets.choose import Drawn, Variant
@@ -25,8 +24,8 @@ THUMBNAIL = 512
 """Longest side in pixels at which an image is kept."""
 
 
-def as_reported(variant: Variant, choices: Mapping[str, Choice], name: str) -> Variant:
-    """The variant with sub-tasks for types and official verdicts; `name` is xlrs or omniearth.
+def as_reported(variant: Variant, choices: Mapping[str, Choice], benchmark: Benchmark) -> Variant:
+    """The variant with sub-tasks for types and official verdicts.
 
     Raises:
         ConfigError: a row without text, or of a question that the files do not have.
@@ -37,31 +36,25 @@ def as_reported(variant: Variant, choices: Mapping[str, Choice], name: str) -> V
             raise ConfigError(
                 f"variant {variant.name!r} has an answer without text"
                 if row.qa_id in choices
-                else f"the files of {name} do not hold a question that variant {variant.name!r} answered",
+                else f"the files of {benchmark.name} do not hold a question that variant {variant.name!r} answered",
                 file=variant.path,
                 field="qa_id",
                 value=row.qa_id,
-                remedy=f"`scaleearth evaluate --{name} FILE...` on the same files, without --teacher-forced",
+                remedy=f"`scaleearth evaluate --{benchmark.name} FILE...` on the same files, without --teacher-forced",
             )
         choice = choices[row.qa_id]
-        kind = choice.task[0] if name == "xlrs" else " / ".join(choice.task)
-        correct = is_right(choice, row.prediction, name)
-        rows[key] = replace(row, type=kind, correct=correct, question=without_instruction(row.question))
+        rows[key] = replace(
+            row,
+            type=benchmark.task_name(choice),
+            correct=benchmark.is_right(choice, row.prediction),
+            question=without_instruction(row.question),
+        )
     return replace(variant, rows=rows)
 
 
 def without_instruction(prompt: str) -> str:
     """Question and options of a prompt, a line each."""
     return re.sub(r"\s*The choices are listed below:\s*", "\n", prompt.partition("\nSelect the best answer")[0]).strip()
-
-
-def is_right(choice: Choice, text: str, name: str) -> bool:
-    """The official extractor's verdict on one reply."""
-    reply = [Reply(choice=choice, text=text)]
-    if name == "xlrs":
-        return bool(xlrs.score(reply)["official"]["micro"])
-    scores = omniearth.score(reply)
-    return bool(scores["grounding"]["acc@0.5"] if scores["grounding"] else scores["choices"]["authors"]["micro"])
 
 
 def show_benchmark(variants: Sequence[Variant], drawn: Sequence[Drawn], benchmark: Benchmark) -> Shown:
