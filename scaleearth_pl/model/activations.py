@@ -13,7 +13,9 @@ A all query heads, K all key heads, I the MLP's width, H the number of query hea
 
 At 8B in bfloat16 with rank 64 these are 190,336 bytes, in 36 blocks 6.85 MB. Left out are logits, which supervised tokens
 alone have (a few percent); the last block's MLP, which leaves out the other tokens; and the vision tower, which trains
-in stage 1 only, where `bf16-mixed` in turn keeps about half of what float32 is counted for.
+in stage 1 only, where `bf16-mixed` in turn keeps about half of what float32 is counted for. Measured at tiny size: a block
+keeps what is counted to 3 % (`tests/training/test_memory.py`); the peak of a bfloat16 step grows by 33.2 kB a token where
+35.2 are counted, with checkpointing by 13.2 where 10.3 are: gradients under way are not kept, and not counted.
 """
 
 from typing import Any

@@ -54,9 +54,9 @@ class PretendedDevice(TorchFunctionMode):
         if not name.startswith("__get__") and self._waits(name, args, kwargs, on_host=on_host, to_host=to_host):
             self.waits[f"{place()}: {name}"] += 1
         out = func(*args, **kwargs)
-        if to_host and not on_host:
-            out = out.clone()  # on a CPU it may be the very tensor that counts as on the device
         goes = name == "to" and not to_host and any(isinstance(x, torch.device) for x in (*args, *kwargs.values()))
+        if (to_host and not on_host) or (goes and on_host):
+            out = out.clone()  # on a CPU it may be the very tensor that counts as on the other side
         made_there = name in MADE and kwargs.get("device") is not None
         if to_host or (on_host and not goes and not made_there and (tensors or name in MADE)):
             for tensor in tensors_of(out):
