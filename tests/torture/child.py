@@ -34,12 +34,12 @@ def install(fault: Fault) -> None:
     """Prepares this process: recording, dropout, the fault."""
     import torch
 
-    from scaleearth_pl.training.callbacks import run_record
+    from scaleearth_pl.training import command
 
     torch.set_num_threads(1)
     os.umask(0)
     sys.path[:0] = [p for p in os.environ.get("TORTURE_PATH", "").split(":") if p]
-    run_record.RunRecord = type("RunRecord", (Instrumented(fault, run_record.RunRecord),), {})
+    command.RunRecord = type("RunRecord", (Instrumented(fault, command.RunRecord),), {})
     if fault.dropout:
         add_dropout(fault.dropout)
     if fault.kind in PATCHES:
