@@ -67,7 +67,12 @@ def figures(results: dict[str, Any]) -> list[str]:
         of("waiting", waited),
         of("loader", lambda x: f"{x['ratio_to_webdataset']:.2f}x"),
         of("memory", growth),
-        of("evaluation", lambda x: f"{x['ratio']:.1f}x, {x['identical_answers']:.0%} identical ({x['distinct_answers']} different ones)"),
+        of(
+            "evaluation",
+            lambda x: (
+                f"{x['ratio']:.1f}x, {x['identical_answers']:.0%} identical ({x['distinct_answers']} different ones)"
+            ),
+        ),
     ]
 
 
