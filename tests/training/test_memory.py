@@ -42,8 +42,8 @@ def test_a_run_decides_by_its_largest_micro_batch(
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus whose first micro-batch needs more than the weights do."""
-    return make_fake_corpus(tmp_path_factory.mktemp("memory") / "corpus", 12, n_questions=10, n_val=1, n_test=1)
+    """A corpus that, as one micro-batch, needs more than the weights do."""
+    return make_fake_corpus(tmp_path_factory.mktemp("memory") / "corpus", 12, n_questions=6, n_val=1, n_test=1)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
