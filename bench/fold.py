@@ -37,6 +37,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.data.collate import collate
+from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.model import shared_image
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.model.gated_lora import GatedLoRALinear
@@ -46,7 +47,6 @@ from scaleearth_pl.model.shared_image import TreeLayout, hidden_states
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.fold import FoldScale, cell, fold, parse_grid
-from scaleearth_pl.serving.loading import load_model
 from scaleearth_pl.serving.verify import probe
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 

@@ -27,10 +27,10 @@ from rich.progress import track
 
 from scaleearth_pl.core.errors import GsdError, SampleError
 from scaleearth_pl.geo.filegsd import Window
+from scaleearth_pl.loading.model import PRECISIONS
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Answer, Assistant, Prepared, Query
 from scaleearth_pl.serving.images import ImageInput, open_image
-from scaleearth_pl.serving.loading import PRECISIONS
 from scaleearth_pl.serving.query import USER
 from scaleearth_pl.serving.scale import POLICIES, ScaleUsed
 

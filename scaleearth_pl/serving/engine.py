@@ -40,9 +40,9 @@ from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.collate import Tree, collate, encode_tree
 from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.geo.candidates import Resolution
+from scaleearth_pl.loading.model import LoadedModel, Precision, load_model
 from scaleearth_pl.model.generate import greedy, prompts_only
 from scaleearth_pl.serving.images import ImageInput, OpenedImage, open_image
-from scaleearth_pl.serving.loading import LoadedModel, Precision, load_model
 from scaleearth_pl.serving.query import Answer, Prepared, Prompt, Query, as_sample, users_word
 from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, disagreement, resolve_scales, source_of
 from scaleearth_pl.serving.stream import OnToken, Streams, passes, shifted

@@ -26,6 +26,7 @@ from rich.progress import track
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
+from scaleearth_pl.loading.model import LoadedModel, load_model
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
 from scaleearth_pl.model.adapter_io import PEFT_CONFIG, PEFT_WEIGHTS
 from scaleearth_pl.model.backbone import silence_loading
@@ -33,7 +34,6 @@ from scaleearth_pl.serving.bank import BANK, Bank, BankEntry, PolicyError
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale, UpdateMetric, cell, cell_errors, fold, parse_grid
-from scaleearth_pl.serving.loading import LoadedModel, load_model
 from scaleearth_pl.serving.native import check_replaceable, check_repository, push, save_pretrained
 from scaleearth_pl.serving.verify import TOLERANCE, Difference, Verifier, check, check_keys
 

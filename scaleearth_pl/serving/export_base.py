@@ -14,12 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scaleearth_pl.loading.folders import BASE_ORIGIN
+from scaleearth_pl.loading.model import LoadedModel, load_model
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json
 from scaleearth_pl.model.backbone import save_backbone, silence_loading
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale
-from scaleearth_pl.serving.loading import BASE_ORIGIN, LoadedModel, load_model
 from scaleearth_pl.serving.native import check_replaceable
 from scaleearth_pl.serving.verify import Verifier, detached, difference
 

@@ -20,10 +20,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.loading.model import LoadedModel
 from scaleearth_pl.model.adapter_files import replacing
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterMeta, save_adapter
 from scaleearth_pl.serving.card import CARD, RunFacts, write_card
-from scaleearth_pl.serving.loading import LoadedModel
 
 BASE = "base"
 

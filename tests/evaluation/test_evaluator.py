@@ -1,13 +1,17 @@
 """The evaluator: the same verdicts as the model's own forward, under every view; resumable; leaks refused."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from fakes.corpus import fake_sample
 from fakes.pairs import make_pair_corpus
+from fakes.runs import DATA, tiny_hf
 from fakes.subjects import run_folder_of, tiny_subject
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
@@ -24,8 +28,10 @@ from scaleearth_pl.evaluation.evaluator.row import rsvqa_scores
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View, quarter_decade_grid, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
+from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.prepare.write import ShardWriter
+from scaleearth_pl.serving.export import main as export
 
 METADATA = View(policy="metadata")
 
@@ -226,6 +232,11 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     ours, theirs = (run_views(s, group, views).answer_nll_VB for s in (subject, loaded))
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert load_subject(folder / "adapter").fingerprint == loaded.fingerprint
+    described = hashlib.sha256((folder / "adapter" / "scaleearth.json").read_bytes()).hexdigest()
+    named = "|".join([base_hash(tiny_hf(fake_corpus)), "abc", "1024", "16384", "none", described])
+    assert loaded.folder == f"tiny-{hashlib.sha256(named.encode()).hexdigest()[:8]}", (
+        "results lie in folders of this name"
+    )
     words = [str(folder), "--corpus", str(fake_corpus), "--teacher-forced", "--out", str(tmp_path / "out")]
     assert main([*words, "--policy", "metadata", "predicted"]) == 0
     out = capsys.readouterr().out
@@ -237,6 +248,33 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     (folder / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match="how large"):
         load_subject(folder)
+
+
+def test_what_export_native_wrote_answers_as_its_run(subject, group, fake_corpus, tmp_path):
+    """The folder alone: no run around it, its base inside, the processor's sizes in `extra.processor`."""
+    run = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
+    assert export([str(run), "--native", "--with-base", "--out", str(tmp_path / "made")]) == 0
+    native = shutil.move(tmp_path / "made", tmp_path / "elsewhere")
+    views = [METADATA, View(policy="predicted")]
+    subjects = [load_subject(folder) for folder in (run, native)]
+    ours, theirs = (run_views(s, group, views, generate=True, max_new_tokens=4) for s in subjects)
+    assert (ours.answer_nll_VB == theirs.answer_nll_VB).all() and ours.texts == theirs.texts
+    assert [s.name for s in subjects] == ["tiny", "elsewhere"] and subjects[1].trained_commit == "abc"
+
+
+def test_a_run_of_stage_1_is_a_subject_without_adapters(fake_corpus, group, tmp_path):
+    run = tmp_path / "runs" / "first" / "v0"
+    shutil.copytree(tiny_hf(fake_corpus), run / "hf")
+    with pytest.raises(CheckpointError, match="how large"):
+        load_subject(run)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {k: DATA[k] for k in ("min_pixels", "max_pixels")}}))
+    loaded = load_subject(run)
+    assert (loaded.name, loaded.trained_commit, loaded.model.adapters) == ("first", None, {})
+    assert load_subject(run / "hf").fingerprint == loaded.fingerprint
+    nll = run_views(loaded, group, [METADATA, *spoof_views([10.0])]).answer_nll_VB
+    assert (nll[0] == nll[1]).all()
+    with pytest.raises(ConfigError, match="no such device"):
+        load_subject(run, device="toaster")
 
 
 def test_a_pair_is_asked_as_one_tree_and_leaks_by_either_image(tmp_path):

@@ -17,12 +17,12 @@ from scaleearth_pl import cli
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
 from scaleearth_pl.data.processor import Processor
 from scaleearth_pl.data.tokenizer import load_tokenizer
+from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.serving.bank import Bank, request_for
 from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.export import export_bank, summary
 from scaleearth_pl.serving.export_base import export_base
 from scaleearth_pl.serving.fold import FoldScale, parse_grid
-from scaleearth_pl.serving.loading import load_model
 from scaleearth_pl.serving.verify import Verifier, check, check_keys, difference
 
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.

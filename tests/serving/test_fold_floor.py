@@ -9,9 +9,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import fold as bench_fold
+from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale
-from scaleearth_pl.serving.loading import load_model
 from scaleearth_pl.serving.verify import Verifier, probe
 
 

@@ -14,10 +14,11 @@ from serving_fakes import make_run, picture
 
 from scaleearth_pl import cli
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.loading.folders import find_adapter
+from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.model.gate import GateConfig
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.export import main as export
-from scaleearth_pl.serving.loading import find_adapter, load_model
 from scaleearth_pl.serving.native import push, save_pretrained
 
 QUESTIONS = ["Are there roads of 3 metres?", "Forest?"]

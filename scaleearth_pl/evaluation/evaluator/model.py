@@ -1,8 +1,8 @@
 """A run folder to a model that can be evaluated: the *subject*.
 
-Takes a run of stage 2 (which holds `adapter/`), an adapter folder, a run of stage 1 (`hf/`) or a Hugging Face folder of
-stage 1. The processor's sizes come from the run's `config.yaml`, because they decide which GSD a pixel has; the
-backbone's weights must have the hash that the adapter was trained on.
+Takes a run of stage 2 (which holds `adapter/`), an adapter folder or what `export --native` wrote, as `loading` finds
+them; a run of stage 1 (`hf/`) or a Hugging Face folder of stage 1. The processor's sizes must be those that training
+wrote down, because they decide which GSD a pixel has.
 
 A subject whose training pinned the scale (policy "spoof": the constant-gate baseline) is evaluated with that scale
 whatever a view asks for: it is the definition of the variant, not a policy of evaluation.
@@ -11,21 +11,19 @@ whatever a view asks for: it is the definition of the variant, not a policy of e
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from scaleearth_pl.core.errors import CheckpointError
 from scaleearth_pl.data.processor import GsdText, Processor
-from scaleearth_pl.data.tokenizer import load_tokenizer
+from scaleearth_pl.loading.folders import adapter_in
+from scaleearth_pl.loading.model import build_model, for_inference
+from scaleearth_pl.loading.settings import CONFIG, ProcessorSettings, parse_settings, read_config, trained_settings
 from scaleearth_pl.model.adapter_files import base_hash
-from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterFolder, apply_adapter, load_adapter
+from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterFolder, load_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,87 +84,73 @@ def load_subject(path: Path | str, *, base: Path | str | None = None, device: st
 
     Raises:
         CheckpointError: nothing to load there, another base, or no processor sizes.
+        ConfigError: no such device.
     """
     path = Path(path)
-    run = path.parent if path.name in ("adapter", "hf") else path
-    settings = _settings(run)
-    adapter_path = next((p for p in (path, path / "adapter") if (p / OUR_CONFIG).is_file()), None)
-    adapter = None if adapter_path is None else load_adapter(adapter_path)
-    source = str(base) if base is not None else _base(path, adapter)
-    data = settings["data"]
-    processor = Processor(
-        load_tokenizer(source),
-        min_pixels=int(data["min_pixels"]),
-        max_pixels=int(data["max_pixels"]),
-        gsd_text=data.get("gsd_text", "none"),
-    )
-    weights = base_hash(source)
-    model = _build(source, processor, adapter, weights)
-    model.requires_grad_(False)
-    model.eval().to(_device(device))
-    words = [weights, str(sorted(data.items(), key=str)) if adapter is None else adapter.meta.commit]
-    words += [str(data["min_pixels"]), str(data["max_pixels"]), processor.gsd_text]
-    if adapter is not None:
-        words += [hashlib.sha256((adapter.path / OUR_CONFIG).read_bytes()).hexdigest()]
+    found = adapter_in(path)
+    return _stage1(path, base, device) if found is None else _stage2(path, load_adapter(found), base, device)
+
+
+def _stage2(path: Path, adapter: AdapterFolder, base: Path | str | None, device: str) -> Subject:
+    if trained_settings(adapter) is None:
+        raise _sizes_unknown(adapter.path.parent / CONFIG)
+    loaded = build_model(adapter, base=base, device=device)
+    description = hashlib.sha256((adapter.path / OUR_CONFIG).read_bytes()).hexdigest()
     return Subject(
-        name=str(settings.get("experiment") or run.resolve().parent.name),
+        name=_name(path),
+        path=str(path),
+        model=loaded.model,
+        processor=loaded.processor,
+        resolver=adapter.meta.resolver,
+        fingerprint=_fingerprint(loaded.base, adapter.meta.commit, loaded.settings, description),
+        trained_commit=adapter.meta.commit,
+    )
+
+
+def _stage1(path: Path, base: Path | str | None, device: str) -> Subject:
+    """A backbone without adapters; no adapter folder says what it was trained with, so its run must."""
+    file = _run(path) / CONFIG
+    data = read_config(file).get("data")
+    if not data:
+        raise _sizes_unknown(file)
+    settings = parse_settings(data, file)
+    source = str(base or next((p for p in (path / "hf", path) if (p / "config.json").is_file()), path))
+    processor = settings.processor(source)
+    model = ScaleEarth(backbone=build_backbone(BackboneConfig(source=source), token_ids=processor.token_ids))
+    for_inference(model, device)
+    return Subject(
+        name=_name(path),
         path=str(path),
         model=model,
         processor=processor,
-        resolver=ResolverConfig() if adapter is None else adapter.meta.resolver,
-        fingerprint=hashlib.sha256("|".join(words).encode()).hexdigest()[:16],
-        trained_commit=None if adapter is None else adapter.meta.commit,
+        resolver=ResolverConfig(),
+        fingerprint=_fingerprint(source, str(sorted(data.items(), key=str)), settings),
+        trained_commit=None,
     )
 
 
-def _build(source: str, processor: Processor, adapter: AdapterFolder | None, weights: str) -> ScaleEarth:
-    if adapter is None:
-        backbone = build_backbone(BackboneConfig(source=source), token_ids=processor.token_ids)
-        return ScaleEarth(backbone=backbone)
-    meta = adapter.meta
-    if meta.base_hash not in ("hub", weights):
-        raise CheckpointError(
-            "the backbone is not the one that the adapter was trained on",
-            file=source,
-            field="base_hash",
-            value=weights[:12],
-            remedy=f"give the folder whose weights hash to {meta.base_hash[:12]}, with base=",
-        )
-    config = BackboneConfig(
-        source=source,
-        quantise="nf4" if meta.quantisation == "nf4" else "none",
-        dtype=meta.extra.get("dtype", "float32"),
+def _fingerprint(base: str, trained: str, settings: ProcessorSettings, *more: str) -> str:
+    """Of the backbone's weights, of how it was trained, and of what it sees."""
+    sizes = str(settings.min_pixels), str(settings.max_pixels)
+    words = (base_hash(base), trained, *sizes, settings.gsd_text, *more)
+    return hashlib.sha256("|".join(words).encode()).hexdigest()[:16]
+
+
+def _run(path: Path) -> Path:
+    return path.parent if path.name in ("adapter", "hf") else path
+
+
+def _name(path: Path) -> str:
+    """The experiment, or the folder of its versions; of a folder without a run, its own name."""
+    run = _run(path).resolve()
+    config = read_config(run / CONFIG)
+    return str(config.get("experiment") or (run.parent if config else run).name)
+
+
+def _sizes_unknown(file: Path) -> CheckpointError:
+    return CheckpointError(
+        "the run does not say how large its images were",
+        file=file,
+        field="data.max_pixels",
+        remedy="name a run folder of `scaleearth fit`, which holds config.yaml",
     )
-    backbone = build_backbone(config, token_ids=processor.token_ids)
-    model = ScaleEarth(backbone=backbone, adapters=meta.adapters, head=meta.sse_u, resolver=meta.resolver)
-    apply_adapter(adapter, adapters=model.adapters, gsd_head=model.gsd_head)
-    return model
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    file = run / CONFIG
-    try:
-        document = yaml.safe_load(file.read_text())
-        document["data"]["min_pixels"], document["data"]["max_pixels"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"the run does not say how large its images were: {error!r}",
-            file=file,
-            field="data.max_pixels",
-            remedy="name a run folder of `scaleearth fit`, which holds config.yaml",
-        ) from error
-    return dict(document)
-
-
-def _base(path: Path, adapter: AdapterFolder | None) -> str:
-    if adapter is None:
-        return str(next((p for p in (path / "hf", path) if (p / "config.json").is_file()), path))
-    recorded = adapter.meta.base_path
-    roots = [Path(), *path.resolve().parents]
-    return str(next((root / recorded for root in roots if (root / recorded).is_dir()), recorded))
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
