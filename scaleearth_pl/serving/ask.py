@@ -27,10 +27,10 @@ from rich.progress import track
 
 from scaleearth_pl.core.errors import GsdError, SampleError
 from scaleearth_pl.geo.filegsd import Window
-from scaleearth_pl.loading.model import PRECISIONS
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Answer, Assistant, Prepared, Query
 from scaleearth_pl.serving.images import ImageInput, open_image
+from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.query import USER
 from scaleearth_pl.serving.scale import POLICIES, ScaleUsed
 
@@ -45,9 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
     silence_loading()
-    assistant = Assistant.from_pretrained(
-        args.model, base=args.base, precision=args.precision, device=args.device, max_new_tokens=args.max_new_tokens
-    )
+    assistant = assistant_of(args)
     if args.model is None:
         Console(stderr=True, highlight=False).print(f"model: {assistant.loaded.adapter.path}", soft_wrap=True)
     _check_arguments(assistant, args)
@@ -68,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scaleearth ask", description="Asks a trained model about images.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="GeoTIFF, JPEG, PNG and other raster files")
     parser.add_argument("-q", "--question", action="append", required=True, dest="questions", metavar="TEXT")
-    parser.add_argument("--model", metavar="RUN_OR_FOLDER", help="default: the newest runs/stage2-*/latest")
     parser.add_argument(
         "--policy", choices=POLICIES, help="whose GSD counts; default: fused, or metadata without SSE-U"
     )
@@ -78,10 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=_window, metavar="COL,ROW,W,H", help="part of the file, at its own resolution")
     parser.add_argument("--crs", help="CRS of files that have a transform and none, such as EPSG:32631")
     parser.add_argument("--json", action="store_true", help="JSON lines on standard output")
-    parser.add_argument("--max-new-tokens", type=int, default=24, help="longest answer")
-    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
-    parser.add_argument("--precision", choices=PRECISIONS, default="trained", help="of the backbone")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_model_options(parser)
     return parser
 
 

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
-from scaleearth_pl.loading.model import LoadedModel, load_model
+from scaleearth_pl.loading.model import LoadedModel
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json, write_tensors
 from scaleearth_pl.model.adapter_io import PEFT_CONFIG, PEFT_WEIGHTS
 from scaleearth_pl.model.backbone import silence_loading
@@ -35,6 +35,7 @@ from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale, UpdateMetric, cell, cell_errors, fold, parse_grid
 from scaleearth_pl.serving.native import check_replaceable, check_repository, push, save_pretrained
+from scaleearth_pl.serving.options import add_run_options, run_of
 from scaleearth_pl.serving.verify import TOLERANCE, Difference, Verifier, check, check_keys
 
 Dtype = Literal["float32", "bfloat16"]
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     screen = Console(highlight=False)
     silence_loading()
     _check_together(args)
-    loaded = load_model(args.run, base=args.base, device=args.device)
+    loaded = run_of(args)
     if args.native:
         save_pretrained(loaded, args.out, base_name=args.base_name, with_base=args.with_base)
         where = str(args.out) if args.push_to is None else push(args.out, args.push_to, private=not args.public)
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scaleearth export", description="Folds a gated adapter for PEFT and servers."
     )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run or adapter folder; default: newest stage-2 run")
+    add_run_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--gsd-m", type=float, nargs="+", metavar="M", help="metres per pixel seen by the model")
     what.add_argument("--grid", metavar="LOW:HIGH:STEPdex", help="such as 0.1:30:0.08dex")
@@ -94,12 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.0], metavar="DECADES", help="sigma axis")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the folded matrices")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="do not load back through PEFT")
-    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
     parser.add_argument("--base-name", help="what to record as base: a hub name, or the folder export-base wrote")
     parser.add_argument("--with-base", action="store_true", help="with --native: copy the base into the folder")
     parser.add_argument("--push-to", metavar="ORG/NAME", help="with --native: upload to the hub")
     parser.add_argument("--public", action="store_true", help="with --push-to: a new repository is public")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 
 

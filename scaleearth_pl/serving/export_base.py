@@ -15,13 +15,14 @@ from pathlib import Path
 from rich.console import Console
 
 from scaleearth_pl.loading.folders import BASE_ORIGIN
-from scaleearth_pl.loading.model import LoadedModel, load_model
+from scaleearth_pl.loading.model import LoadedModel
 from scaleearth_pl.model.adapter_files import read_json, replacing, write_json
 from scaleearth_pl.model.backbone import save_backbone, silence_loading
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.fold import FoldScale
 from scaleearth_pl.serving.native import check_replaceable
+from scaleearth_pl.serving.options import add_run_options, run_of
 from scaleearth_pl.serving.verify import Verifier, detached, difference
 
 GAP_GSDS_M = (0.1, 1.0, 10.0)
@@ -51,13 +52,11 @@ class BaseReport:
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scaleearth export-base", description="Writes the dequantised backbone.")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run or adapter folder; default: newest stage-2 run")
+    add_run_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     args = parser.parse_args(argv)
     silence_loading()
-    report = export_base(load_model(args.run, base=args.base, device=args.device), args.out)
+    report = export_base(run_of(args), args.out)
     screen = Console(highlight=False)
     screen.print(f"base in {args.out}: {report.n_four_bit} layers dequantised", soft_wrap=True)
     screen.print(f"4-bit arithmetic differs from it by {report.gap:.2e} of the largest logit", soft_wrap=True)

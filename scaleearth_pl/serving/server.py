@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from scaleearth_pl.model.backbone import silence_loading
-from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.queueing import BatchPolicy
 from scaleearth_pl.serving.server_app import create_app
 from scaleearth_pl.serving.server_limits import ServerLimits, port
@@ -62,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
     silence_loading()
     limits = ServerLimits(**{f.name: getattr(args, f.name) for f in fields(ServerLimits) if hasattr(args, f.name)})
     batching = BatchPolicy(max_batch=args.max_batch, max_wait_s=args.max_wait_ms / 1000)
-    assistant = Assistant.from_pretrained(
-        args.model, base=args.base, precision=args.precision, device=args.device, max_new_tokens=args.max_new_tokens
-    )
+    assistant = assistant_of(args)
     screen = Console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}", soft_wrap=True)
     screen.print(f"http://{args.host}:{args.port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
@@ -96,20 +94,16 @@ def make_server(app: FastAPI, *, host: str, port: int) -> GracefulServer:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scaleearth serve", description="Serves a trained model, OpenAI-compatible.")
-    parser.add_argument("--model", metavar="RUN_OR_FOLDER", help="default: the newest runs/stage2-*/latest")
     parser.add_argument("--name", default="scaleearth", help="the model's name in requests")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port, default=8000, help="port to listen on")
     parser.add_argument("--max-batch", type=int, default=32, help="requests in one packed pass")
     parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long an idle server waits for company")
-    parser.add_argument("--max-new-tokens", type=int, default=24, help="longest answer")
     limits = parser.add_argument_group("limits")
     default = ServerLimits()
     limits.add_argument("--max-queue", type=int, default=default.max_queue, help="accepted requests; more get 429")
     limits.add_argument("--max-image-bytes", type=int, default=default.max_image_bytes)
     limits.add_argument("--max-image-pixels", type=int, default=default.max_image_pixels)
     limits.add_argument("--max-questions", type=int, default=default.max_questions, help="in one request")
-    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
-    parser.add_argument("--precision", choices=("trained", "nf4", "none"), default="trained", help="of the backbone")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_model_options(parser)
     return parser

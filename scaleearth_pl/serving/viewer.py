@@ -27,6 +27,7 @@ from rich.console import Console
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.engine import Assistant
+from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body, port
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 from scaleearth_pl.serving.viewer_look import Look, gates, look
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(argv)
     silence_loading()
-    assistant = Assistant.from_pretrained(args.model, base=args.base, device=args.device)
+    assistant = assistant_of(args)
     images = CorpusImages(args.corpus, split=args.split, count=args.images, max_read_pixels=assistant.max_read_pixels)
     app = create_viewer(assistant, images)
     screen = Console(stderr=True, highlight=False)
@@ -88,12 +89,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scaleearth viewer", description="A page with a GSD slider.")
-    parser.add_argument("--model", metavar="RUN_OR_FOLDER", help="default: the newest runs/stage2-*/latest")
     parser.add_argument("--corpus", type=Path, default=Path("data_shards/world"), help="images to pick from")
     parser.add_argument("--split", default="val", help="of the corpus")
     parser.add_argument("--images", type=int, default=48, help="how many images to offer")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port, default=7860, help="port to listen on")
-    parser.add_argument("--base", help="folder or hub name of the backbone, if it is not where training had it")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_model_options(parser)
     return parser

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 from server_fakes import CHAT, chat, data_url, message, serving
-from serving_fakes import geotiff, picture, png
+from serving_fakes import geotiff, make_run, picture, png
 
 from scaleearth_pl.serving import server, viewer
 from scaleearth_pl.serving.engine import Query
@@ -182,6 +182,15 @@ def test_faults_of_ours_are_counted_and_told_in_the_log(earth, monkeypatch, capl
         assert 'scaleearth_requests_total{status="500"} 2.0' in text
     (record,) = [r for r in caplog.records if r.name == "scaleearth_pl.serving.queueing"]
     assert record.exc_info[0] is KeyError
+
+
+def test_a_4_bit_model_is_served_written_out(fake_corpus, tmp_path, monkeypatch):
+    run, served = make_run(tmp_path, fake_corpus, quantise="nf4"), []
+    monkeypatch.setattr(server, "serve", lambda app, **_: served.append(app.state.service.assistant) or 0)
+    assert server.main(["--model", str(run), "--precision", "dequantised", "--max-new-tokens", "5"]) == 0
+    (assistant,) = served
+    assert {type(layer.base).__name__ for layer in assistant.model.adapters.values()} == {"DequantisedLinear"}
+    assert assistant.max_new_tokens == 5
 
 
 @pytest.mark.parametrize("text", ["99999", "-1", "eighty", "8_0", "²"])
