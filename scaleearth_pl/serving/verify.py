@@ -167,7 +167,7 @@ def _through_peft(backbone: Any, folder: Path) -> Iterator[None]:
         raise ConfigError(
             "verifying needs peft, which is not installed",
             field="verify",
-            remedy="pip install 'scaleearth_pl[export]', or --no-verify",
+            remedy="pip install 'scaleearth_pl[serve]', or --no-verify",
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 asks transformers 5.23 by an old name
