@@ -47,7 +47,7 @@ def reference_gradients(model: ScaleEarth, bank: Bank, numbers: range) -> dict[s
     for number in numbers:
         batch, inputs = bank.trees([number], k=1), bank.sequences([number])
         labels_BL = inputs.pop("labels")
-        model.set_scale(batch, None, None, predicted_share=0.0)
+        model.scale.set(*model.resolve(batch, None, None, predicted_share=0.0), batch.tree_of_token_T[None])
         logits = model.backbone(**inputs, use_cache=False).logits
         loss = cross_entropy(logits[0, :-1].float(), labels_BL[0, 1:], reduction="sum")
         (loss / n_supervised).backward()

@@ -84,6 +84,10 @@ class TreeBatch:
         """True where a position has a target."""
         return self.target_ids_T != IGNORE
 
+    def branch_of(self, place_N: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """The branch in which each of these tokens lies; none may lie in a prefix."""
+        return torch.searchsorted(self.branch_start_B, place_N, right=True) - 1
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}

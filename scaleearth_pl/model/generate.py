@@ -30,7 +30,7 @@ def _keep_rows(row_of_token: Tensor, kept_K: Tensor | None = None) -> None:
     """A backbone without adapters needs no rows."""
 
 
-def _keep_quiet(token_B: Tensor) -> None:
+def keep_quiet(token_B: Tensor) -> None:
     """Nobody listens."""
 
 
@@ -43,7 +43,7 @@ def greedy(
     max_new_tokens: int,
     eos: int | None = None,
     set_rows: Callable[[Tensor, Tensor | None], None] = _keep_rows,
-    on_tokens: Callable[[Tensor], None] = _keep_quiet,
+    on_tokens: Callable[[Tensor], None] = keep_quiet,
 ) -> list[list[int]]:
     """The most likely continuation of every branch, in the order of the batch.
 

@@ -22,7 +22,7 @@ Legend of shape suffixes: T tokens, G trees (images), B branches (questions), N 
 S scales, M adapted modules, r ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -33,12 +33,15 @@ from torch import Tensor, nn
 from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.model.backbone import freeze
 from scaleearth_pl.model.gated_lora import AdapterConfig, GatedLoRALinear, ScaleState, attach, update_magnitude
-from scaleearth_pl.model.generate import greedy, prompts_only
+from scaleearth_pl.model.generate import greedy, keep_quiet, prompts_only
 from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.losses import gaussian_nll, vlm_cross_entropy_sum
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.shared_image import TreeLayout, encode_images, hidden_states
 from scaleearth_pl.model.texture import patch_texture, texture_width
+
+Scale = tuple[Float[Tensor, " G"], Float[Tensor, " G"]]
+"""log10 GSD of each tree, in log10 metres, and its deviation in decades: all that a gate is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +102,9 @@ class ScaleEarth(nn.Module):
         """Losses of one micro-batch. `predicted_share` of the trees are gated by SSE-U's prediction."""
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
+        scale = self.resolve(batch, mu_G, log_var_G, predicted_share=predicted_share)
         supervised_N = batch.supervised_T.nonzero()[:, 0]
-        self.set_scale(batch, mu_G, log_var_G, predicted_share=predicted_share, kept_N=supervised_N)
-        layout = TreeLayout.from_batch(batch)
-        logits_NV = self.backbone.lm_head(hidden_states(self.backbone, batch, features, layout, kept_K=supervised_N))
+        logits_NV = self.logits(batch, features, scale, supervised_N)
         nll_sum = None
         if mu_G is not None and log_var_G is not None:
             nll_sum = gaussian_nll(mu_G, log_var_G, batch.log10_gsd_G, batch.nll_weight_G)
@@ -138,19 +140,13 @@ class ScaleEarth(nn.Module):
         mu_G, log_var_G = self.gsd_head(levels, tree_rows, batch.log10_gsd_G.shape[0])
         return mu_G, log_var_G
 
-    def set_scale(
-        self,
-        batch: TreeBatch,
-        mu_G: Tensor | None,
-        log_var_G: Tensor | None,
-        *,
-        predicted_share: float,
-        kept_N: Tensor | None = None,
-    ) -> None:
-        """Resolves what the gate may know and hands it to every adapted linear; stays until the next call."""
+    def resolve(
+        self, batch: TreeBatch, mu_G: Tensor | None, log_var_G: Tensor | None, *, predicted_share: float
+    ) -> Scale:
+        """What the gate may know of each tree's GSD; without adapters nobody looks at it, and it is the metadata."""
         if not self.adapters:
-            return
-        log10_gsd_G, sigma_G = self.resolver.resolve(
+            return batch.log10_gsd_G, batch.sigma_log10_G
+        return self.resolver.resolve(
             log10_gsd_G=batch.log10_gsd_G,
             sigma_log10_G=batch.sigma_log10_G,
             mu_G=mu_G,
@@ -159,23 +155,47 @@ class ScaleEarth(nn.Module):
             predicted_share=predicted_share,
             training=self.training,
         )
-        self.scale.set(log10_gsd_G, sigma_G, batch.tree_of_token_T[None], kept_N)
+
+    def logits(self, batch: TreeBatch, features: Any, scale: Scale, place_N: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        """What is said after the tokens at these places of the stream; the gates keep the scale until the next call."""
+        self.scale.set(*scale, batch.tree_of_token_T[None], place_N)
+        hidden_NW = hidden_states(self.backbone, batch, features, TreeLayout.from_batch(batch), kept_K=place_N)
+        logits_NV: Tensor = self.backbone.lm_head(hidden_NW)
+        return logits_NV
+
+    def generate(
+        self,
+        prompts: TreeBatch,
+        features: Any,
+        scale: Scale,
+        *,
+        max_new_tokens: int,
+        on_tokens: Callable[[Tensor], None] = keep_quiet,
+    ) -> list[list[int]]:
+        """Greedy answers of every branch of a batch from `prompts_only`, as token ids; arguments as of `greedy`."""
+        self.scale.set(*scale, prompts.tree_of_token_T[None])
+        return greedy(
+            self.backbone,
+            prompts,
+            features,
+            max_new_tokens=max_new_tokens,
+            set_rows=self.scale.set_rows,
+            on_tokens=on_tokens,
+        )
 
     def answer(self, batch: TreeBatch, *, max_new_tokens: int) -> list[list[int]]:
         """Greedy answers of every branch, as token ids; all branches of all images in one packed pass."""
         features = self.encode(batch)
         mu_G, log_var_G = self.read_gsd(features, batch)
-        self.set_scale(batch, mu_G, log_var_G, predicted_share=0.0)
-        return greedy(
-            self.backbone, prompts_only(batch), features, max_new_tokens=max_new_tokens, set_rows=self.scale.set_rows
-        )
+        scale = self.resolve(batch, mu_G, log_var_G, predicted_share=0.0)
+        return self.generate(prompts_only(batch), features, scale, max_new_tokens=max_new_tokens)
 
     @staticmethod
-    def exact_match(losses: TreeLosses, batch: TreeBatch) -> Bool[Tensor, " B"]:
+    def exact_match(argmax_N: Int[Tensor, " N"], batch: TreeBatch) -> Bool[Tensor, " B"]:
         """True per branch where every supervised argmax is the target, which is greedy decoding's exact match."""
         position_N = batch.supervised_T.nonzero()[:, 0]
-        branch_N = torch.searchsorted(batch.branch_start_B, position_N, right=True) - 1
-        wrong_N = (losses.argmax_N != batch.target_ids_T[position_N]).long()
+        branch_N = batch.branch_of(position_N)
+        wrong_N = (argmax_N != batch.target_ids_T[position_N]).long()
         n_branches = batch.branch_start_B.shape[0]
         wrong_B = torch.zeros(n_branches, dtype=torch.long, device=wrong_N.device).index_add_(0, branch_N, wrong_N)
         seen_B = torch.zeros_like(wrong_B).index_add_(0, branch_N, torch.ones_like(wrong_N))

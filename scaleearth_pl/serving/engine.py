@@ -41,7 +41,7 @@ from scaleearth_pl.data.collate import Tree, collate, encode_tree
 from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.geo.candidates import Resolution
 from scaleearth_pl.loading.model import LoadedModel, Precision, load_model
-from scaleearth_pl.model.generate import greedy, prompts_only
+from scaleearth_pl.model.generate import prompts_only
 from scaleearth_pl.serving.images import ImageInput, OpenedImage, open_image
 from scaleearth_pl.serving.query import Answer, Prepared, Prompt, Query, as_sample, users_word
 from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, disagreement, resolve_scales, source_of
@@ -183,15 +183,8 @@ class Assistant:
             trees = [self._tree(p.sample, p.processed, s.gsd_m) for p, s in zip(prepared, scales, strict=True)]
             batch = collate(trees).to(device)
         prompts = prompts_only(batch)
-        model.scale.set(log10_G, sigma_G, prompts.tree_of_token_T[None])
-        rows = greedy(
-            model.backbone,
-            prompts,
-            features,
-            max_new_tokens=limit,
-            set_rows=model.scale.set_rows,
-            on_tokens=Streams(prompts, on_token, self._text, self.processor.end_id),
-        )
+        streams = Streams(prompts, on_token, self._text, self.processor.end_id)
+        rows = model.generate(prompts, features, (log10_G, sigma_G), max_new_tokens=limit, on_tokens=streams)
         return self._collect(prepared, prompts, rows, scales, limit)
 
     def _collect(

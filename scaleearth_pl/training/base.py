@@ -213,7 +213,7 @@ class TreeTraining(pl.LightningModule):
             n_supervised=micro.supervised_T.sum(),
             trees=micro.trees,
             branches=micro.branches,
-            correct_B=self.model.exact_match(out, micro),
+            correct_B=self.model.exact_match(out.argmax_N, micro),
             predictions=self._decode(micro) if generate else (None,) * len(micro.branches),
             log10_gsd=micro.log10_gsd_G if has_head else None,
             mu=out.mu_G,

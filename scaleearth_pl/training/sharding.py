@@ -35,8 +35,8 @@ def shard_model(module: pl.LightningModule, model: ScaleEarth) -> None:
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for method in ("answer",):
-        register_fsdp_forward_method(model, method)
+    # What callers use besides `forward`. `logits` and `generate` run inside these two, where all is gathered already.
+    register_fsdp_forward_method(model, "answer")
 
 
 def shard_frozen(module: pl.LightningModule, model: ScaleEarth, batch: TreeBatch) -> None:

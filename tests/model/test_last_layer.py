@@ -27,7 +27,7 @@ def summed(model, batch, kept_K):
     """Sum of the states of the supervised tokens and its gradients, with or without leaving out the others."""
     rows = batch.supervised_T.nonzero()[:, 0]
     features = encode_images(model.backbone, batch.pixel_values_PD, batch.image_grid_I3)
-    model.set_scale(batch, None, None, predicted_share=0.0, kept_N=kept_K)
+    model.scale.set(*model.resolve(batch, None, None, predicted_share=0.0), batch.tree_of_token_T[None], kept_K)
     hidden = hidden_states(model.backbone, batch, features, TreeLayout.from_batch(batch), kept_K=kept_K)
     states = hidden if kept_K is not None else hidden[rows]
     parameters = [p for p in model.parameters() if p.requires_grad]

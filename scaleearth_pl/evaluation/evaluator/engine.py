@@ -32,10 +32,9 @@ from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View, standard_normal
-from scaleearth_pl.model.generate import greedy, prompts_only
+from scaleearth_pl.model.generate import prompts_only
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
-from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
-from scaleearth_pl.model.shared_image import TreeLayout, hidden_states
+from scaleearth_pl.model.scaleearth import Scale, ScaleEarth
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +136,7 @@ def run_views(
 
 
 def _answer(
-    subject: Subject, batch: TreeBatch, features: Any, scale: tuple[Tensor, Tensor], max_new_tokens: int
+    subject: Subject, batch: TreeBatch, features: Any, scale: Scale, max_new_tokens: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32], tuple[str, ...]]:
     """(right or wrong, answer NLL, texts) at one scale; without new tokens nothing is generated."""
     right_B, nll_B = teacher_forced(subject.model, batch, features, scale)
@@ -149,22 +148,17 @@ def _answer(
 
 
 def teacher_forced(
-    model: ScaleEarth, batch: TreeBatch, features: Any, scale: tuple[Tensor, Tensor]
+    model: ScaleEarth, batch: TreeBatch, features: Any, scale: Scale
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """(right or wrong [B], mean cross-entropy of the answer's tokens [B]) from ready image features."""
     place_N = batch.supervised_T.nonzero()[:, 0]
-    model.scale.set(*scale, batch.tree_of_token_T[None], place_N)
-    hidden_NW = hidden_states(model.backbone, batch, features, TreeLayout.from_batch(batch), kept_K=place_N)
-    logits_NV = model.backbone.lm_head(hidden_NW).float()
-    target_N = batch.target_ids_T[place_N]
-    losses = TreeLosses(
-        ce_sum=logits_NV.new_zeros(()), nll_sum=None, mu_G=None, log_var_G=None, argmax_N=logits_NV.argmax(-1)
-    )
-    branch_N = torch.searchsorted(batch.branch_start_B, place_N, right=True) - 1
-    total_B = torch.zeros(len(batch.branches), device=place_N.device)
-    total_B.index_add_(0, branch_N, cross_entropy(logits_NV, target_N, reduction="none"))
+    logits_NV = model.logits(batch, features, scale, place_N).float()
+    nll_N = cross_entropy(logits_NV, batch.target_ids_T[place_N], reduction="none")
+    branch_N = batch.branch_of(place_N)
+    total_B = nll_N.new_zeros(len(batch.branches)).index_add_(0, branch_N, nll_N)
     n_B = torch.bincount(branch_N, minlength=len(batch.branches)).clamp(min=1)
-    return ScaleEarth.exact_match(losses, batch).cpu().numpy(), (total_B / n_B).cpu().numpy()
+    right_B = model.exact_match(logits_NV.argmax(-1), batch)
+    return right_B.cpu().numpy(), (total_B / n_B).cpu().numpy()
 
 
 def _batch(subject: Subject, group: Sequence[Asked], tiers: TierBoundaries) -> TreeBatch:
@@ -186,10 +180,8 @@ def _told(subject: Subject, batch: TreeBatch, view: View) -> TreeBatch:
     return replace(batch, log10_gsd_G=log10_G, sigma_log10_G=sigma_G)
 
 
-def _resolve(
-    subject: Subject, batch: TreeBatch, view: View, mu_G: Tensor | None, log_var_G: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(log10 GSD, sigma) that the gate gets."""
+def _resolve(subject: Subject, batch: TreeBatch, view: View, mu_G: Tensor | None, log_var_G: Tensor | None) -> Scale:
+    """What the gate is told."""
     pinned = subject.resolver.policy == "spoof"
     config = ResolverConfig(
         policy="spoof" if pinned else view.policy,
@@ -226,17 +218,7 @@ def _with_text(
     return replace(batch, log10_gsd_G=told.log10_gsd_G, sigma_log10_G=told.sigma_log10_G)
 
 
-def _decode(
-    subject: Subject, batch: TreeBatch, features: Any, scale: tuple[Tensor, Tensor], max_new_tokens: int
-) -> tuple[str, ...]:
-    model = subject.model
-    model.scale.set(*scale, batch.tree_of_token_T[None])
-    tokens = greedy(
-        model.backbone,
-        prompts_only(batch),
-        features,
-        max_new_tokens=max_new_tokens,
-        set_rows=model.scale.set_rows,
-    )
+def _decode(subject: Subject, batch: TreeBatch, features: Any, scale: Scale, max_new_tokens: int) -> tuple[str, ...]:
+    tokens = subject.model.generate(prompts_only(batch), features, scale, max_new_tokens=max_new_tokens)
     decode = subject.processor.tokenizer.decode
     return tuple(decode(answer, skip_special_tokens=True).strip() for answer in tokens)

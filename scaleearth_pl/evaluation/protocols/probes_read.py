@@ -121,7 +121,8 @@ def _read_group(subject: Subject, batch: TreeBatch, names: Sequence[str]) -> NDA
         features = model.encode(batch)
         mu_G, log_var_G = model.read_gsd(features, batch)
         # Training's leniency for an unknown GSD is not wanted: the model is in eval mode, so the resolver refuses it.
-        model.set_scale(batch, mu_G, log_var_G, predicted_share=0.0)
+        scale = model.resolve(batch, mu_G, log_var_G, predicted_share=0.0)
+        model.scale.set(*scale, batch.tree_of_token_T[None])
         hidden_states(model.backbone, batch, features, TreeLayout.from_batch(batch))
     finally:
         for handle in handles:
