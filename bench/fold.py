@@ -188,19 +188,14 @@ def _other_attention(model: ScaleEarth, batch: TreeBatch, features: Any, scale: 
 def _folded(model: ScaleEarth, scale: FoldScale) -> Iterator[None]:
     """The model's layers with A' in place of gate and A; A' is float32, as in a folder."""
     tensors = fold(model.adapters, scale)
-
-    def put(name: str, layer: nn.Module) -> None:
-        parent, _, last = name.rpartition(".")
-        setattr(model.backbone.get_submodule(parent), last, layer)
-
     for name, layer in model.adapters.items():
         A, B = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
-        put(name, Folded(layer, A, B))
+        model.backbone.set_submodule(name, Folded(layer, A, B))
     try:
         yield
     finally:
         for name, layer in model.adapters.items():
-            put(name, layer)
+            model.backbone.set_submodule(name, layer)
 
 
 @contextmanager

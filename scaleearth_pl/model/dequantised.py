@@ -43,6 +43,5 @@ def keep_dequantised(model: nn.Module) -> int:
     """Replaces every 4-bit layer in place; how many there were."""
     found = [(name, layer) for name, layer in model.named_modules() if type(layer).__name__ == "Linear4bit"]
     for name, layer in found:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, DequantisedLinear.of(layer))
+        model.set_submodule(name, DequantisedLinear.of(layer))
     return len(found)

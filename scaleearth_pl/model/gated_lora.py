@@ -208,8 +208,7 @@ def attach(
             dtype=getattr(torch, config.dtype),
             generator=torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{name}".encode())),
         )
-        parent, _, last = name.rpartition(".")
-        setattr(backbone.get_submodule(parent), last, adapters[name])
+        backbone.set_submodule(name, adapters[name])
     return adapters
 
 

@@ -23,7 +23,6 @@ from scaleearth_pl.core.batch import TreeBatch
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.data.collate import collate
-from scaleearth_pl.model.gated_lora import GatedLoRALinear
 from scaleearth_pl.model.generate import prompts_only
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.model.shared_image import TreeLayout, hidden_states
@@ -145,17 +144,13 @@ def probe(assistant: Assistant) -> tuple[TreeBatch, Any]:
 @contextmanager
 def detached(model: ScaleEarth) -> Iterator[None]:
     """The bare backbone inside the block; our layers come back after it."""
-    _put(model.backbone, {name: layer.base for name, layer in model.adapters.items()})
+    for name, layer in model.adapters.items():
+        model.backbone.set_submodule(name, layer.base)
     try:
         yield
     finally:
-        _put(model.backbone, model.adapters)
-
-
-def _put(backbone: Any, layers: "dict[str, Any] | dict[str, GatedLoRALinear]") -> None:
-    for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(backbone.get_submodule(parent), last, layer)
+        for name, layer in model.adapters.items():
+            model.backbone.set_submodule(name, layer)
 
 
 @contextmanager
