@@ -27,9 +27,6 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 PERTURBATION = 1e-2
 """Standard deviation of the temporary noise on B, relative to 1/sqrt(rank)."""
 
-LAYER_VALUES = 34
-"""Hidden-sized values that a layer keeps of a token for its backward."""
-
 
 def check_tokens(model: ScaleEarth, batch: TreeBatch) -> int:
     """Image placeholders equal visual features, ids fit the vocabulary, something is supervised; returns the latter."""
