@@ -73,8 +73,9 @@ def test_who_leaves_before_the_turn_is_not_computed_for(held):
         wait_for(lambda: running.service.accepted == 1)  # while the engine stands still
         held.go.set()
         assert first.result()[0] == 200 and running.send("POST", CHAT, body)[0] == 200
+        # A pass is counted after its replies.
+        wait_for(lambda: "scaleearth_batch_jobs_count 2.0" in running.send("GET", "/metrics")[2].decode())
         assert "scaleearth_questions_total 2.0" in running.send("GET", "/metrics")[2].decode()
-        assert "scaleearth_batch_jobs_count 2.0" in running.send("GET", "/metrics")[2].decode()
 
 
 def test_a_stopping_server_answers_the_accepted_and_refuses_the_rest(held):
