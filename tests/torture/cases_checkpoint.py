@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fault import Fault
 from harness import Bench, case
-from legs import STEPS, Run
+from legs import Run
 
 POINTS = ("bytes", "bytes", "bytes", "bytes", "before_fsync", "after_fsync", "before_replace", "after_replace")
 POINTS += ("before_flush_folder", "after_flush_folder", "before_prune", "after_prune")
@@ -39,7 +39,7 @@ def _kills_in_saves(bench: Bench, root: Path, temporary: str, *, n: int) -> int:
     rng, done = random.Random(str(root == bench.root)), 0
     while done < n:
         run = bench.run(f"c1-{root.name}-{done}", runs=root / f"c1-runs-{done}")
-        for _ in range(min(n - done, STEPS // 2 - 1)):
+        for _ in range(min(n - done, run.steps // 2 - 1)):
             _kill_in_save(run, rng, temporary)
             done += 1
         run.finish(TMPDIR=temporary)
