@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import ParamSpec
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from scaleearth_pl.core.errors import ScaleEarthError
 
@@ -23,9 +23,12 @@ P = ParamSpec("P")
 
 
 def console(*, stderr: bool = False, highlight: bool = True) -> Console:
-    """The terminal; 150 columns where the output is a file or a pipe, since a folded table cannot be read."""
-    plain = Console(stderr=stderr, highlight=highlight)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=highlight, width=150)
+    """The terminal; 150 columns where the output is a file or a pipe, since a folded table cannot be read.
+
+    What is printed stands as it is: a path or an answer may hold "[/x]", which `rich` would take for markup.
+    """
+    plain = Console(stderr=stderr, highlight=highlight, markup=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=highlight, markup=False, width=150)
 
 
 def progress_bar(*more: ProgressColumn, transient: bool = False) -> Progress:
@@ -44,8 +47,8 @@ def progress(title: str, total: int, *, done: int = 0, transient: bool = False) 
 
 
 def print_error(error: ScaleEarthError) -> None:
-    """An error on stderr, its text as it stands: a path or an answer may hold "[/x]", which is markup to `rich`."""
-    console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+    """An error on stderr, its name in red."""
+    console(stderr=True).print(Text.assemble((type(error).__name__, "red"), f": {error}"), soft_wrap=True)
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:

@@ -62,7 +62,7 @@ def build_model(
     meta = adapter.meta
     source = str(base) if base is not None else find_base(adapter.path, meta)
     check_base(source, meta, adapter.path)
-    settings = processor_settings(adapter, source)
+    settings = processor_settings(adapter)
     processor = settings.processor(source)
     config = BackboneConfig(
         source=source,

@@ -1,10 +1,9 @@
 """Which pixels a model was trained on: it decides what a GSD means to the gate.
 
-Looked for in this order: `extra.processor` of `scaleearth.json`, else the run's `config.yaml`, else the base's
-`preprocessor_config.json`.
+Looked for in this order: `extra.processor` of `scaleearth.json`, else the run's `config.yaml` (adapters written before
+training recorded it).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,32 +34,34 @@ class ProcessorSettings:
         )
 
 
-def processor_settings(adapter: AdapterFolder, base: str) -> ProcessorSettings:
-    """Pixel limits and GSD text; see the module's docstring for where they are looked for."""
-    if (trained := trained_settings(adapter)) is not None:
-        return trained
-    file = Path(base) / "preprocessor_config.json"
-    if not file.is_file():
-        raise CheckpointError(
-            "nothing says which pixels the model was trained on",
-            file=adapter.path,
-            field="extra.processor",
-            remedy="load the run's own adapter/ folder, which has config.yaml beside it, and save it again",
-        )
-    size = json.loads(file.read_text(encoding="utf-8")).get("size", {})
-    return parse_settings({"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}, file)
+def processor_settings(adapter: AdapterFolder) -> ProcessorSettings:
+    """Pixel limits and GSD text that training used; see the module's docstring for where they are looked for.
 
-
-def trained_settings(adapter: AdapterFolder) -> ProcessorSettings | None:
-    """Those that training wrote, in the folder itself or in its run's configuration; None where neither has them."""
-    if isinstance(recorded := adapter.meta.extra.get("processor"), dict):
+    Raises:
+        CheckpointError: neither says, or what it says cannot be used.
+    """
+    if (recorded := adapter.meta.extra.get("processor")) is not None:
         return parse_settings(recorded, adapter.path / OUR_CONFIG)
     file = adapter.path.parent / CONFIG
-    return parse_settings(read_config(file).get("data") or {}, file) if file.is_file() else None
+    if (data := read_config(file).get("data")) is None:
+        raise settings_unknown(file)
+    return parse_settings(data, file)
 
 
-def parse_settings(row: dict[str, Any], file: Path) -> ProcessorSettings:
+def settings_unknown(file: Path) -> CheckpointError:
+    """For a model beside which no `file` says what it was trained on: a guess would answer, and worse."""
+    return CheckpointError(
+        "nothing says which pixels the model was trained on",
+        file=file,
+        field="data.max_pixels",
+        remedy="name the folder of a run of `scaleearth fit`, which holds config.yaml",
+    )
+
+
+def parse_settings(row: Any, file: Path) -> ProcessorSettings:
     """Raises `CheckpointError` unless `row`, read from `file`, holds pixel limits that can be used."""
+    if not isinstance(row, dict):
+        raise CheckpointError("processor settings are not a mapping", file=file, field="data", value=row)
     pixels = row.get("min_pixels"), row.get("max_pixels")
     style = row.get("gsd_text", "none")
     if not all(isinstance(p, int) for p in pixels) or style not in ("none", "metres", "log"):
@@ -77,6 +78,6 @@ def read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"configuration of a run does not parse: {error}", file=file) from error

@@ -269,5 +269,5 @@ def main(argv: list[str]) -> int:
     screen = console()
     screen.print(f"{scan.n_samples} samples in {len(scan.entries)} shards, {len(scan.rejected)} rejected")
     for rejected in scan.rejected:
-        screen.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}", soft_wrap=True, markup=False)
+        screen.print(f"  {rejected.file}#{rejected.key}: {rejected.reason}", soft_wrap=True)
     return 0

@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen = console()
     screen.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
     for reason in report.unreadable:
-        screen.print(f"  left out: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  left out: {reason}", soft_wrap=True)
     return 3 if report.unreadable else 0
 
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 sys.stdout.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         else:
-            screen.print("\n".join(lines(name, result)), soft_wrap=True)
+            screen.print("\n".join(lines(name, result)), soft_wrap=True, markup=True)
     return 1 if failed else 0
 
 

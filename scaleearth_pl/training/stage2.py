@@ -172,8 +172,8 @@ class Stage2(TreeTraining):
         self.trainer.strategy.barrier()
 
     def adapter_meta(self) -> AdapterMeta:
-        """Everything a loader of the adapter must know."""
-        head = self.model.gsd_head
+        """Everything a loader of the adapter must know, the pixels it was trained on included."""
+        head, processor = self.model.gsd_head, self.datamodule.processor
         return AdapterMeta(
             adapters=self.adapter_config,
             sse_u=self.head_config,
@@ -183,7 +183,15 @@ class Stage2(TreeTraining):
             base_hash=self.base_hash,
             quantisation=self.backbone_config.quantise,
             commit=current_commit(),
-            extra={"dtype": self.backbone_config.dtype, "steps": self.global_step},
+            extra={
+                "dtype": self.backbone_config.dtype,
+                "steps": self.global_step,
+                "processor": {
+                    "min_pixels": processor.min_pixels,
+                    "max_pixels": processor.max_pixels,
+                    "gsd_text": processor.gsd_text,
+                },
+            },
         )
 
 

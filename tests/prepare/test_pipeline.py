@@ -177,6 +177,8 @@ def test_a_yaml_describes_it(archive: Path, tmp_path: Path, monkeypatch: pytest.
         ({"rules": ["spelling"]}, "spelling"),
         ({"drop": "nowhere.txt"}, "nowhere.txt"),
         ({"worker": 2}, "worker"),
+        ({"max_bad_share": 1.5}, "max_bad_share"),
+        ({"max_bad_share": "few"}, "max_bad_share"),
     ],
 )
 def test_wrong_settings_name_the_key(archive: Path, change: dict[str, Any], field: str) -> None:

@@ -189,17 +189,20 @@ def test_saving_over_oneself_is_refused(earth, fake_run):
 
 
 def test_settings_that_nobody_wrote(fake_run, tmp_path):
-    """Without config.yaml the base's own preprocessor_config.json speaks; without either, nobody does."""
+    """The base's own preprocessor_config.json would be a guess: it knows nothing of the GSD as text (B3)."""
     shutil.copytree(fake_run / "adapter", tmp_path / "bare")
-    loaded = load_model(tmp_path / "bare")
-    assert (loaded.settings.min_pixels, loaded.settings.max_pixels) == (1024, 16384)
-    base = shutil.copytree(loaded.base, tmp_path / "base")
-    (base / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match="which pixels"):
-        load_model(tmp_path / "bare", base=base)
-    (tmp_path / "config.yaml").write_text("data: {min_pixels: many}")
-    with pytest.raises(CheckpointError, match="not usable"):
         load_model(tmp_path / "bare")
+    for text, problem in (
+        ("data: {min_pixels: many}", "not usable"),
+        ("data: 7", "not a mapping"),
+        ("experiment: bare", "which pixels"),
+        ("", "which pixels"),
+        ("- data", "does not parse"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(CheckpointError, match=problem):
+            load_model(tmp_path / "bare")
 
 
 def test_loaded_models_are_for_inference(earth):

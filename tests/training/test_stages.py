@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients,
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.evaluation.evaluator.model import load_subject
+from scaleearth_pl.loading.model import load_model
+from scaleearth_pl.loading.settings import read_config
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
@@ -156,6 +159,17 @@ def test_an_adapter_names_the_version_that_it_was_trained_on(
     assert load_subject("runs/stage2/latest").model.adapters
     monkeypatch.chdir("/")
     assert load_subject(tmp_path / "runs/stage2/latest").model.adapters
+
+
+def test_an_adapter_folder_carries_what_it_was_shown(fake_corpus: Path, tmp_path: Path) -> None:
+    """Copied without its run, the baseline with GSD as text still gets that text."""
+    base = ("--model.init_args.init_from", str(tiny_hf(fake_corpus)))
+    fit("stage2", fake_corpus, tmp_path / "runs", *base, "--data.gsd_text", "metres", *UNDRAWN, steps=1)
+    shutil.copytree(tmp_path / "runs/stage2/latest/adapter", tmp_path / "bare")
+    loaded = load_model(tmp_path / "bare")
+    trained = read_config(tmp_path / "runs/stage2/latest/config.yaml")["data"]
+    assert asdict(loaded.settings) == {key: trained[key] for key in ("min_pixels", "max_pixels", "gsd_text")}
+    assert loaded.processor.gsd_text == "metres"
 
 
 def test_links_are_followed_below_the_folder_that_holds_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

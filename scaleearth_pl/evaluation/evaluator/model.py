@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from scaleearth_pl.core.errors import CheckpointError
 from scaleearth_pl.data.processor import GsdText, Processor
 from scaleearth_pl.loading.folders import adapter_in
 from scaleearth_pl.loading.model import build_model, for_inference
-from scaleearth_pl.loading.settings import CONFIG, ProcessorSettings, parse_settings, read_config, trained_settings
+from scaleearth_pl.loading.settings import CONFIG, ProcessorSettings, parse_settings, read_config, settings_unknown
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import OUR_CONFIG, AdapterFolder, load_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
@@ -92,8 +91,6 @@ def load_subject(path: Path | str, *, base: Path | str | None = None, device: st
 
 
 def _stage2(path: Path, adapter: AdapterFolder, base: Path | str | None, device: str) -> Subject:
-    if trained_settings(adapter) is None:
-        raise _sizes_unknown(adapter.path.parent / CONFIG)
     loaded = build_model(adapter, base=base, device=device)
     description = hashlib.sha256((adapter.path / OUR_CONFIG).read_bytes()).hexdigest()
     return Subject(
@@ -110,9 +107,8 @@ def _stage2(path: Path, adapter: AdapterFolder, base: Path | str | None, device:
 def _stage1(path: Path, base: Path | str | None, device: str) -> Subject:
     """A backbone without adapters; no adapter folder says what it was trained with, so its run must."""
     file = _run(path) / CONFIG
-    data = read_config(file).get("data")
-    if not data:
-        raise _sizes_unknown(file)
+    if (data := read_config(file).get("data")) is None:
+        raise settings_unknown(file)
     settings = parse_settings(data, file)
     source = str(base or next((p for p in (path / "hf", path) if (p / "config.json").is_file()), path))
     processor = settings.processor(source)
@@ -145,12 +141,3 @@ def _name(path: Path) -> str:
     run = _run(path).resolve()
     config = read_config(run / CONFIG)
     return str(config.get("experiment") or (run.parent if config else run).name)
-
-
-def _sizes_unknown(file: Path) -> CheckpointError:
-    return CheckpointError(
-        "the run does not say how large its images were",
-        file=file,
-        field="data.max_pixels",
-        remedy="name a run folder of `scaleearth fit`, which holds config.yaml",
-    )

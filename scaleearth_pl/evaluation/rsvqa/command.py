@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from scaleearth_pl.core.console import command, console
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.command == "table":
         text = write_table(args.evaluations, out=args.out, split=args.split)
-        console().print(text if args.out is None else f"{args.out}", soft_wrap=True, markup=False, highlight=False)
+        console().print(text if args.out is None else f"{args.out}", soft_wrap=True, highlight=False)
         return 0
     table = read_table(args.file, chosen=_chosen(args.column))
     if args.matcher == "all":
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for one in tables(document):
             console().print(one)
     if args.format != "table":
-        console().print(json.dumps(document, indent=2), soft_wrap=True, markup=False, highlight=False)
+        console().print(json.dumps(document, indent=2), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -88,8 +87,8 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def _plain(text: object) -> str:
-    """A foreign text for a table: no markup, nothing that a terminal cannot encode, not endless."""
-    return escape(str(text)[:40].encode("utf-8", "backslashreplace").decode())
+    """A foreign text for a table: nothing that a terminal cannot encode, not endless."""
+    return str(text)[:40].encode("utf-8", "backslashreplace").decode()
 
 
 def _table(document: dict[str, Any], score: dict[str, Any]) -> RichTable:

@@ -25,7 +25,7 @@ from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
 from scaleearth_pl.prepare.importers.source import Source
-from scaleearth_pl.prepare.importers.tally import Tally
+from scaleearth_pl.prepare.importers.tally import Tally, check_share
 from scaleearth_pl.prepare.write import ShardWriter
 
 
@@ -56,6 +56,7 @@ class ArchivesConfig:
             raise ConfigError("no source to import", field="sources", value=self.sources)
         if not isinstance(self.max_pixels, int) or self.max_pixels < 1024:
             raise ConfigError("must be at least 1024", field="max_pixels", value=self.max_pixels)
+        check_share(self.max_bad_share)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "ArchivesConfig":

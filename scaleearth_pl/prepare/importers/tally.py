@@ -42,8 +42,7 @@ class Tally:
     inject: InjectReport = field(default_factory=InjectReport)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_share < 1:
-            raise ConfigError("a share lies in [0, 1)", field="max_bad_share", value=self.max_bad_share)
+        check_share(self.max_bad_share)
 
     def good(self, sample: Sample, *, converted: bool) -> None:
         """Counts a written sample."""
@@ -104,6 +103,12 @@ class Tally:
                     _pairs(report["rejected"]),
                 )
         return table
+
+
+def check_share(value: Any) -> None:
+    """Raises `ConfigError` unless `value` can be a `max_bad_share`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError("a share lies in [0, 1)", field="max_bad_share", value=value)
 
 
 def judge(

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen = console(stderr=True)
     screen.print(f"{found.stats.n_images:,} images, {found.stats.n_questions:,} questions: {found.files[0]}")
     for reason in found.stats.unreadable:
-        screen.print(f"  not counted: {reason}", soft_wrap=True, markup=False)
+        screen.print(f"  not counted: {reason}", soft_wrap=True)
     return 3 if found.stats.unreadable else 0
 
 
