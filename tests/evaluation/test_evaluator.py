@@ -244,7 +244,7 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     assert "not repeated: evaluated at" in (told := capsys.readouterr().out) and "this is fedcba" in told
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
     (folder / "config.yaml").unlink()
-    with pytest.raises(CheckpointError, match="how large"):
+    with pytest.raises(CheckpointError, match="which pixels"):
         load_subject(folder)
 
 
@@ -263,7 +263,7 @@ def test_what_export_native_wrote_answers_as_its_run(subject, group, fake_corpus
 def test_a_run_of_stage_1_is_a_subject_without_adapters(fake_corpus, group, tmp_path):
     run = tmp_path / "runs" / "first" / "v0"
     shutil.copytree(tiny_hf(fake_corpus), run / "hf")
-    with pytest.raises(CheckpointError, match="how large"):
+    with pytest.raises(CheckpointError, match="which pixels"):
         load_subject(run)
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {k: DATA[k] for k in ("min_pixels", "max_pixels")}}))
     loaded = load_subject(run)
