@@ -7,9 +7,11 @@ Later files and options win, also inside values that are interpolated from them 
 """
 
 import difflib
+import gc
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import jsonargparse
 
@@ -60,12 +62,15 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.write(overview())
             return 0
         if arguments[0] in OWN_COMMANDS:
-            return int(importlib.import_module(OWN_COMMANDS[arguments[0]][0]).main(arguments[1:]))
+            with collector_at_rest():
+                command = importlib.import_module(OWN_COMMANDS[arguments[0]][0])
+            return int(command.main(arguments[1:]))
         check_command(arguments[0])
         from scaleearth_pl.training.security import check_arguments
 
         check_arguments(arguments)
-        from scaleearth_pl.training.command import run_lightning
+        with collector_at_rest():
+            from scaleearth_pl.training.command import run_lightning
 
         run_lightning(arguments)
     except Exception as error:
@@ -75,6 +80,18 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"\n{type(typed).__name__}: {typed}\n")
         return typed.exit_status
     return 0
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """For imports: they make millions of objects that stay, and walking those again and again takes a tenth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def overview() -> str:

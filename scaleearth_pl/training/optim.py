@@ -97,7 +97,7 @@ def build_optimizer(
     config: OptimConfig, named: Mapping[str, Iterable[nn.Parameter]], total_steps: int
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW over the named groups and its schedule, to be stepped once per optimizer step."""
-    optimizer = AdamW(parameter_groups(config, named), lr=config.lr, betas=config.betas)
+    optimizer = AdamW(parameter_groups(config, named), lr=config.lr, betas=config.betas, fused=True)
     schedule = LambdaLR(
         optimizer,
         lambda step: warmup_cosine(
