@@ -16,7 +16,8 @@ SIZE ?= tiny
 CORPUS ?= world
 SEED ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores).
+# Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores). Even a
+# bounded spin (GOMP_SPINCOUNT=20000), 6 per cent faster alone, takes twice the time beside two other jobs.
 export OMP_WAIT_POLICY ?= PASSIVE
 # A tiny run alone is 1.4 times as fast with a second thread (two cores; measured); runs side by side take one thread each, and
 # three of them share two cores better than two and then one. No hub is needed; the larger sizes fetch their weights there,
