@@ -14,8 +14,7 @@ def test_the_backward_is_not_cast_again(fake_corpus: Path, tmp_path: Path, check
     Checkpointing runs the forward again inside the backward, in its own autocast.
     """
     words = ["--trainer.callbacks", "[{class_path: fakes.mixed.Compared}]", "--trainer.enable_checkpointing", "false"]
-    words += ["--data.val_splits", "[]", "--data.global_batch_tokens", "200"]
-    words += [*UNDRAWN, "--trainer.precision", "bf16-mixed"]
+    words += ["--data.val_splits", "[]", *UNDRAWN, "--trainer.precision", "bf16-mixed"]
     words += ["--model.init_args.backbone.quantise", "none", "--model.init_args.backbone.checkpointing", checkpointing]
     words += ["--model.init_args.nll_warmup_share", "0", "--model.init_args.optim.clip_norm", "1.0e9"]
     run = fit("stage2", fake_corpus, tmp_path, *words, steps=1)
