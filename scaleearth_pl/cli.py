@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """For imports: they make millions of objects that stay, and walking those again and again takes a tenth of the time."""
+    """For imports: what they make stays, and walking it again and again takes 5 to 10 per cent of a command's start."""
     was_on = gc.isenabled()
     gc.disable()
     try:
