@@ -51,7 +51,7 @@ default is five percent of the machine's memory."""
 _SIBLINGS = {True: "TRUE", False: "EMPTY_DIR"}
 """Looked up by name (world file, .aux.xml), never by listing a folder of a million tiles; or not at all."""
 
-_SILENT = ("ignore", None, NotGeoreferencedWarning, None, 0)
+_NO_PLACE = "Dataset has no geotransform, gcps, or rpcs. The identity matrix will be returned."
 _FILTERING = threading.Lock()
 
 
@@ -196,14 +196,25 @@ def _expect_no_georeference() -> None:
     `warnings.catch_warnings` would say so for one block, but the list of filters belongs to the process: of two threads
     inside such a block, the first to leave switches the warning on again for the other, and the last to leave puts back a
     list without the filters that anybody else has added meanwhile. rasterio has no option to stay silent. So one filter,
-    of this category alone, goes before the others and stays; nothing is ever taken out. It is looked for again at every
-    opening, because the module may have been imported inside somebody's `catch_warnings` (pytest does), whose end
-    drops it. Price: the program's own use of rasterio is not warned of missing georeference any more.
+    of this category alone, goes before the others and stays. It is looked for again at every opening, because the module
+    may have been imported inside somebody's `catch_warnings` (pytest does), whose end drops it. Price: the program's own
+    use of rasterio is not warned of missing georeference any more.
+
+    A filter that stands before it counts only if it would let the warning through: `simplefilter` takes its filter out
+    before it puts it in front, and a thread that opens a file in between would be warned.
     """
     with _FILTERING:
-        decisive = next((f for f in warnings.filters if issubclass(NotGeoreferencedWarning, f[2])), None)
-        if decisive != _SILENT:
+        if _action_on_no_place() != "ignore":
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+
+def _action_on_no_place() -> str | None:
+    """What Python's first matching filter does with rasterio's warning of missing georeference."""
+    for action, message, category, module, line in tuple(warnings.filters):
+        texts_match = (message is None or message.match(_NO_PLACE)) and (module is None or module.match("rasterio"))
+        if issubclass(NotGeoreferencedWarning, category) and texts_match and line == 0:
+            return action
+    return None
 
 
 _expect_no_georeference()

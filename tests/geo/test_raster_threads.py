@@ -70,6 +70,16 @@ def test_readers_that_overlap_leave_the_filters_as_they_were(bare):
     assert warnings.filters == before
 
 
+@pytest.mark.parametrize("foreign", [{"message": "somebody's own"}, {"module": "somebody"}, {"category": FutureWarning}])
+def test_a_filter_that_cannot_let_the_warning_through_leaves_ours_where_it_is(bare, foreign):
+    """Ours would be taken out and put in again, and a thread that opens a file in between would be warned."""
+    read_header(bare)
+    warnings.filterwarnings("error", **foreign)
+    before = list(warnings.filters)
+    read_header(bare)
+    assert warnings.filters == before
+
+
 def test_threads_read_in_silence_beside_others_that_warn(bare, often):
     """Readers, and threads that add filters and warn on their own account; every warning is an error here."""
     warnings.simplefilter("error")
