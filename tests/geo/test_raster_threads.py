@@ -70,7 +70,9 @@ def test_readers_that_overlap_leave_the_filters_as_they_were(bare):
     assert warnings.filters == before
 
 
-@pytest.mark.parametrize("foreign", [{"message": "somebody's own"}, {"module": "somebody"}, {"category": FutureWarning}])
+@pytest.mark.parametrize(
+    "foreign", [{"message": "somebody's own"}, {"module": "somebody"}, {"category": FutureWarning}]
+)
 def test_a_filter_that_cannot_let_the_warning_through_leaves_ours_where_it_is(bare, foreign):
     """Ours would be taken out and put in again, and a thread that opens a file in between would be warned."""
     read_header(bare)
