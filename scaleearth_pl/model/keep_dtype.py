@@ -8,6 +8,7 @@ that such a module cannot be cast by the usual call, only by rebuilding it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -17,10 +18,10 @@ class KeepsDtype(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Hook of `nn.Module` behind `.to()`, `.cuda()`, `.half()`: the cast, and only the cast, is undone."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        applied: nn.Module = super()._apply(move, recurse)
+        applied: nn.Module = super()._apply(partial(_move, fn), recurse)
         return applied
+
+
+def _move(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    moved = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
