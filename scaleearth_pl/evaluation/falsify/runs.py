@@ -12,8 +12,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scaleearth_pl.core.console import progress
@@ -58,11 +58,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process: its name, command, and the folder that it makes."""
+    """One process: its name, command, the folder that it makes, and what can start once it has ended."""
 
     name: str
     command: tuple[str, ...]
     folder: Path
+    then: tuple["Job", ...] = ()
 
 
 def corpus_hash(corpus: Path) -> str:
@@ -93,16 +94,20 @@ def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[st
     Raises:
         ConfigError: a process failed; its log is named.
     """
-    first = [stage1_job(setting, s) for s in seeds if not finished(setting.stage1(s), setting.corpus, needs="hf")]
-    run_all(first, setting.workers, title="stage 1")
-    second = [
-        variant_job(plan, setting, name, seed)
-        for seed in seeds
-        for name in plan.variants
-        if not finished(setting.run(name, seed), setting.corpus, needs=PREDICTIONS, stage1=setting.stage1(seed))
-    ]
-    run_all(second, setting.workers, title="stage 2")
+    run_all([job for seed in seeds for job in missing(plan, setting, seed)], setting.workers, title="training")
     return {name: [setting.run(name, seed) / "latest" for seed in seeds] for name in plan.variants}
+
+
+def missing(plan: Plan, setting: Setting, seed: int) -> list[Job]:
+    """What a seed lacks: variants; or a stage 1 and, after it, every variant, for the old ones grew from another."""
+    stage1 = setting.stage1(seed)
+    afresh = not finished(stage1, setting.corpus, needs="hf")
+    variants = [
+        variant_job(plan, setting, name, seed)
+        for name in plan.variants
+        if afresh or not finished(setting.run(name, seed), setting.corpus, needs=PREDICTIONS, stage1=stage1)
+    ]
+    return [replace(stage1_job(setting, seed), then=tuple(variants))] if afresh else variants
 
 
 def stage1_job(setting: Setting, seed: int) -> Job:
@@ -133,13 +138,16 @@ def _fit(stage: str, setting: Setting, overlays: Iterable[str], seed: int, folde
 
 
 def run_all(jobs: Sequence[Job], workers: int, *, title: str) -> None:
-    """Runs `jobs`, `workers` at a time, with a progress bar; the first failure stops the rest."""
-    with progress(title, len(jobs)) as advance, ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(run_one, job, workers) for job in jobs]
+    """Runs `jobs` and what follows from them, `workers` at a time, with a progress bar; a failure stops the rest."""
+    with progress(title, sum(1 + len(job.then) for job in jobs)) as advance, ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(run_one, job, workers): job for job in jobs}
         try:
-            for done in as_completed(waiting):
-                done.result()
-                advance()
+            while running:
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(ended)
+                    ended.result()
+                    running |= {pool.submit(run_one, following, workers): following for following in job.then}
+                    advance()
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             raise

@@ -1,0 +1,68 @@
+"""In which order `falsify` trains, and what it trains again; no process is started."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from scaleearth_pl.evaluation.falsify import runs
+from scaleearth_pl.evaluation.falsify.plan import Plan
+
+REGISTERED = Path(__file__).parents[2] / "experiments/falsify/hypotheses.yaml"
+PATIENCE_S = 10.0
+
+
+def job(name: str, tmp_path: Path, *then: runs.Job) -> runs.Job:
+    return runs.Job(name=name, command=(), folder=tmp_path / name, then=then)
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> runs.Setting:
+    """A corpus of content "abc", and a finished stage 1 of seeds 1 and 2 with one variant grown from it."""
+    setting = runs.Setting(corpus=tmp_path / "world", runs=tmp_path)
+    setting.corpus.mkdir()
+    (setting.corpus / "index.json").write_text(json.dumps({"content_hash": "abc"}))
+    for seed in (1, 2):
+        latest = setting.stage1(seed) / "latest"
+        (latest / "hf").mkdir(parents=True)
+        (latest / "run.json").write_text(json.dumps({"corpus_hash": "abc"}))
+        ours = setting.run("ours", seed) / "latest"
+        ours.mkdir(parents=True)
+        (ours / "predictions.jsonl").touch()
+        (ours / "run.json").write_text(json.dumps({"corpus_hash": "abc", "stage1": str(latest / "hf")}))
+    return setting
+
+
+def test_a_variant_waits_for_the_stage_1_of_its_own_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers: the second stage 1 goes on until a variant of the first seed has been trained."""
+    ended: list[str] = []
+    trained = threading.Event()
+
+    def train(job: runs.Job, _: int) -> None:
+        if job.name == "second":
+            assert trained.wait(PATIENCE_S), "the first seed's variant has not been trained meanwhile"
+        ended.append(job.name)
+        if job.name == "variant":
+            trained.set()
+
+    monkeypatch.setattr(runs, "run_one", train)
+    chains = [job("first", tmp_path, job("variant", tmp_path)), job("second", tmp_path, job("last", tmp_path))]
+    runs.run_all(chains, 2, title="test")
+    assert ended == ["first", "variant", "second", "last"]
+
+
+def test_only_what_a_seed_lacks_is_trained(setting: runs.Setting) -> None:
+    plan = Plan.load(REGISTERED)
+    lacking = runs.missing(plan, setting, 1)
+    assert [job.name for job in lacking] == [setting.run(name, 1).name for name in plan.variants if name != "ours"]
+    assert all(job.then == () for job in lacking)
+
+
+def test_a_new_stage_1_trains_every_variant_again(setting: runs.Setting) -> None:
+    """The run of ours that is there grew from the stage 1 that is about to be replaced."""
+    plan = Plan.load(REGISTERED)
+    (setting.stage1(2) / "latest/run.json").write_text(json.dumps({"corpus_hash": "of an older corpus"}))
+    (first,) = runs.missing(plan, setting, 2)
+    assert first.name == setting.stage1(2).name
+    assert [job.name for job in first.then] == [setting.run(name, 2).name for name in plan.variants]
