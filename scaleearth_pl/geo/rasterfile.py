@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rasterio
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
@@ -211,10 +212,17 @@ def _expect_no_georeference() -> None:
 def _action_on_no_place() -> str | None:
     """What Python's first matching filter does with rasterio's warning of missing georeference."""
     for action, message, category, module, line in tuple(warnings.filters):
-        texts_match = (message is None or message.match(_NO_PLACE)) and (module is None or module.match("rasterio"))
-        if issubclass(NotGeoreferencedWarning, category) and texts_match and line == 0:
+        of_ours = issubclass(NotGeoreferencedWarning, category) and line == 0
+        if of_ours and _matches(message, _NO_PLACE) and _matches(module, "rasterio"):
             return action
     return None
+
+
+def _matches(wanted: Any, text: str) -> bool:
+    """Whether a filter wants `text`: it holds None for any, a pattern, or (the interpreter's own filters) the text."""
+    if wanted is None or isinstance(wanted, str):
+        return wanted in (None, text)
+    return wanted.match(text) is not None
 
 
 _expect_no_georeference()

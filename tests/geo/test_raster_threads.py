@@ -1,5 +1,6 @@
 """Files are opened in threads (the server's, the viewer's): nobody's warning filters are lost, and none is heard."""
 
+import subprocess
 import sys
 import threading
 import warnings
@@ -123,3 +124,10 @@ def test_one_filter_is_added_once_and_outlives_a_lost_one(bare):
         assert read_header(bare).gcps == 0
         with pytest.raises(UserWarning, match="ours too"), open_raster(bare):
             warnings.warn("ours too", UserWarning, stacklevel=1)
+
+
+def test_filters_as_the_interpreter_makes_them():
+    """They name a module as a plain string, where `filterwarnings` puts a pattern; pytest's own filters hide them."""
+    code = "import warnings, scaleearth_pl.geo.rasterfile; print([f[2].__name__ for f in warnings.filters][0])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == NotGeoreferencedWarning.__name__
