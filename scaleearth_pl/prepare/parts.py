@@ -20,7 +20,6 @@ from pathlib import Path
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
-from scaleearth_pl.prepare.children import die_with_parent
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
 from scaleearth_pl.prepare.filter_rules import RULES, PairInView
 from scaleearth_pl.prepare.importers.books import open_books, write_counts
@@ -72,10 +71,6 @@ class ImportPart:
 
     def __call__(self, _data: object, rank: int, world_size: int) -> None:
         """Builds part `rank` anew, whatever a killed attempt left."""
-        import multiprocess  # type: ignore[import-untyped]  # datatrove's; slow to import, as that
-
-        if multiprocess.parent_process() is not None:  # a worker of a pool, not the build itself
-            die_with_parent()
         out = part_folder(self.parts, rank)
         shutil.rmtree(out, ignore_errors=True)
         import_part(self.config, out, rank=rank, tasks=world_size)

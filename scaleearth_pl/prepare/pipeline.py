@@ -10,11 +10,9 @@
     executor: local              # or slurm
     slurm: {partition: cpu, time: "04:00:00", cpus_per_task: 1, mem_per_cpu_gb: 4, venv_path: .venv/bin/activate}
 
-Why datatrove: its executors take any callable `(data, rank, world_size)`, so our steps need no wrapping in its documents, which
-are made for text; they keep one log and one completion file a task, and run the same callable under Slurm. What is run
-is `parts.ImportPart`. A finished task is not repeated after a kill (`<out>.parts/<hash>/log/completions/`); a part
-without its completion file is built anew, and every part where the settings or the sources that are there have changed.
-Price: datatrove 0.10 also writes its log to standard error.
+What is run is `parts.ImportPart`, by `engine.py`. A finished task is not repeated after a kill
+(`<out>.parts/<hash>/log/completions/`); a part without its completion file is built anew, and every part where the
+settings or the sources that are there have changed.
 
 Generation and audit are *not* tasks: they wait for a server, one process keeps it busy (`jobs.py`), and their ledger has
 one writer. Several servers are several runs of `generate` over corpora of single sources.
@@ -26,89 +24,19 @@ are done, joins the parts (and submits again what failed).
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from scaleearth_pl.core.console import console
-from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.settings import refuse_unknown
-from scaleearth_pl.prepare.children import children_die_with_us
 from scaleearth_pl.prepare.corpus import NOT_CONTENT
+from scaleearth_pl.prepare.engine import EngineConfig, SlurmConfig, run_tasks
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources
 from scaleearth_pl.prepare.join import join_parts
 from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.parts import ImportPart, PartConfig, part_folder
-
-Task = Callable[[object, int, int], None]
-"""(data, rank, world size): what an executor runs."""
-
-
-class TasksPendingError(ScaleEarthError):
-    """Tasks were handed to a scheduler and are not done."""
-
-    exit_status: ClassVar[int] = 75
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmConfig:
-    """Options of `datatrove.executor.SlurmPipelineExecutor`; `time` is Slurm's, `venv_path` the script to source."""
-
-    partition: str
-    time: str
-    cpus_per_task: int = 1
-    mem_per_cpu_gb: int = 4
-    qos: str = "normal"
-    venv_path: str | None = None
-    sbatch_args: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How tasks are run.
-
-    Args:
-        tasks: number of parts.
-        workers: tasks at a time, -1 for all.
-        executor: "local" or "slurm".
-        slurm: needed by "slurm".
-    """
-
-    tasks: int = 1
-    workers: int = 1
-    executor: str = "local"
-    slurm: SlurmConfig | None = None
-
-    def __post_init__(self) -> None:
-        if self.tasks < 1:
-            raise ConfigError("at least one task", field="tasks", value=self.tasks)
-        if self.workers < 1 and self.workers != -1:
-            raise ConfigError("at least one worker, or -1 for all", field="workers", value=self.workers)
-        if self.executor not in ("local", "slurm"):
-            raise ConfigError("no such executor", field="executor", value=self.executor, remedy="use local or slurm")
-        if self.executor == "slurm" and self.slurm is None:
-            raise ConfigError("executor slurm needs its options", field="slurm", remedy="give partition and time")
-
-
-def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
-    """Runs `task(None, rank, tasks)` for every rank that has no completion file below `log`.
-
-    Raises:
-        TasksPendingError: the tasks were submitted to Slurm.
-        Whatever a local task raises; the others that were done stay done.
-    """
-    executor = _executor(task, engine, log)
-    if not executor.get_incomplete_ranks():
-        return
-    with children_die_with_us():
-        executor.run()
-    if engine.executor == "slurm":
-        raise TasksPendingError(
-            f"{engine.tasks} tasks were submitted to Slurm as job {executor.job_id}",
-            file=log,
-            remedy="run the same command when they are done: it joins the parts",
-        )
 
 
 def build(config: dict[str, Any], out: Path) -> Path:
@@ -117,7 +45,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
     Raises:
         ConfigError: an unknown key, a wrong value, a source that is not there.
         QuarantineLimitError: a source lost too much.
-        TasksPendingError: Slurm has the tasks.
+        LostWorkerError, TasksPendingError: as `run_tasks`.
     """
     archives, engine, part = read_config(config)
     work = work_folder(config, out, part)
@@ -168,31 +96,6 @@ def work_folder(config: dict[str, Any], out: Path, part: PartConfig) -> Path:
     settings = [content, sorted(part.drop), [repr(source) for source in part.sources]]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return out.with_name(f"{out.name.removesuffix('.partial')}.parts") / digest[:12]
-
-
-def _executor(task: Task, engine: EngineConfig, log: Path) -> Any:
-    # datatrove and dill take a quarter of a second to import; only a build needs them.
-    from datatrove.executor.local import LocalPipelineExecutor
-    from datatrove.executor.slurm import SlurmPipelineExecutor
-
-    if engine.executor == "local":
-        workers = min(engine.tasks, engine.workers) if engine.workers > 0 else engine.tasks
-        return LocalPipelineExecutor([task], tasks=engine.tasks, workers=workers, logging_dir=str(log.resolve()))
-    assert engine.slurm is not None
-    return SlurmPipelineExecutor(
-        [task],
-        tasks=engine.tasks,
-        workers=engine.workers,
-        logging_dir=str(log.resolve()),
-        job_name="scaleearth-prepare",
-        partition=engine.slurm.partition,
-        time=engine.slurm.time,
-        cpus_per_task=engine.slurm.cpus_per_task,
-        mem_per_cpu_gb=engine.slurm.mem_per_cpu_gb,
-        qos=engine.slurm.qos,
-        venv_path=engine.slurm.venv_path,
-        sbatch_args=engine.slurm.sbatch_args,
-    )
 
 
 def _typed(cls: type[Any], given: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare import corpus, parts, pipeline
+from scaleearth_pl.prepare.engine import TasksPendingError
 from scaleearth_pl.prepare.join import add_counts
 
 N_IMAGES, PER_IMAGE = 24, 4
@@ -127,7 +128,7 @@ def test_a_source_that_came_after_a_kill_is_imported_whole(
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_build_leaves_no_process(archive: Path, tmp_path: Path, workers: int) -> None:
-    """kill -9 of the build alone: manager, fork server and workers go with it, or they would write on."""
+    """kill -9 of the build alone: manager and workers go with it, or they would write on."""
     code = (
         "import json, sys; from pathlib import Path; from scaleearth_pl.prepare import parts, pipeline; "
         "pipeline.build(json.loads(sys.argv[1]), Path(sys.argv[2]))"
@@ -265,7 +266,7 @@ def test_slurm_gets_the_tasks_and_the_next_call_joins(
         (tmp_path / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     slurm = config(archive, tasks=1, executor="slurm", slurm={"partition": "cpu", "time": "00:10:00"})
-    with pytest.raises(pipeline.TasksPendingError, match="job 7") as pending:
+    with pytest.raises(TasksPendingError, match="job 7") as pending:
         pipeline.build(slurm, tmp_path / "c.partial")
     assert pending.value.exit_status == 75
     assert content(pipeline.build(slurm, tmp_path / "c.partial")) == local
