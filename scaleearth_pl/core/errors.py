@@ -92,7 +92,7 @@ class MemoryExhaustedError(ScaleEarthError):
 
 
 class WorkerError(ScaleEarthError):
-    """A loader's worker process died or fell silent."""
+    """A worker process, of a loader or of a pool, died or fell silent."""
 
     exit_status = 75
 

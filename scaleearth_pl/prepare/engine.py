@@ -4,26 +4,22 @@ Why datatrove: its executors take any callable `(data, rank, world_size)`, so ou
 are made for text; they keep one log and one completion file a task, and run the same callable under Slurm. Price:
 datatrove 0.10 also writes its log to standard error.
 
-Why several processes are ours to start: datatrove's own pool (`multiprocessing.Pool`) puts a new worker in the place of one
-that was killed and waits for ever for the task that died with it. `ProcessPoolExecutor` says so. Each of its processes
-runs one rank at a time through datatrove's executor.
+Several processes are ours to start (`core.processes` says why), not datatrove's; each runs one rank at a time through its
+executor:
 
     build -> process pool -> worker: LocalPipelineExecutor of one rank     (workers > 1)
     build -> LocalPipelineExecutor of all ranks                            (workers = 1)
     build -> SlurmPipelineExecutor -> sbatch
 """
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
-from scaleearth_pl.prepare.children import children_die_with_us, die_with_parent
+from scaleearth_pl.core.processes import children_die_with_us, process_pool
 
 Task = Callable[[object, int, int], None]
 """(data, rank, world size): what an executor runs."""
@@ -33,10 +29,6 @@ class TasksPendingError(ScaleEarthError):
     """Tasks were handed to a scheduler and are not done."""
 
     exit_status: ClassVar[int] = 75
-
-
-class LostWorkerError(ScaleEarthError):
-    """A process that ran tasks is gone: killed, most often for want of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +80,7 @@ def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
     """Runs `task(None, rank, tasks)` for every rank that has no completion file below `log`.
 
     Raises:
-        LostWorkerError: a worker was killed.
+        WorkerError: a worker was killed.
         TasksPendingError: the tasks were submitted to Slurm.
         Whatever a local task raises; the others that were done, or are being done, stay done.
     """
@@ -110,29 +102,9 @@ def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
 
 
 def _run_in_processes(task: Task, engine: EngineConfig, log: Path, ranks: Sequence[int]) -> None:
-    pool = ProcessPoolExecutor(
-        min(engine.at_a_time, len(ranks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=die_with_parent,
-        initargs=(os.getpid(),),
-    )
-    with pool:
-        running = {pool.submit(_run_rank, task, engine, log, rank): rank for rank in ranks}
-        try:
-            for done in as_completed(running):
-                done.result()
-        except BrokenProcessPool as error:
-            unfinished = _executor(task, engine, log).get_incomplete_ranks()
-            raise LostWorkerError(
-                "a worker was killed",
-                file=log,
-                field="unfinished tasks",
-                value=unfinished,
-                remedy="run the same command again, with fewer workers if memory was short: finished tasks are kept",
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True, wait=False)
-            raise
+    with process_pool(min(engine.at_a_time, len(ranks))) as pool:
+        for done in as_completed([pool.submit(_run_rank, task, engine, log, rank) for rank in ranks]):
+            done.result()
 
 
 def _run_rank(task: Task, engine: EngineConfig, log: Path, rank: int) -> None:

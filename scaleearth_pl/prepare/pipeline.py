@@ -45,7 +45,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
     Raises:
         ConfigError: an unknown key, a wrong value, a source that is not there.
         QuarantineLimitError: a source lost too much.
-        LostWorkerError, TasksPendingError: as `run_tasks`.
+        WorkerError, TasksPendingError: as `run_tasks`.
     """
     archives, engine, part = read_config(config)
     work = work_folder(config, out, part)

@@ -15,9 +15,8 @@ Legend of shape suffixes: S seeds, G grid points, N questions, R permutations.
 import dataclasses
 import hashlib
 import json
-import multiprocessing as mp
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 from scaleearth_pl.core.console import progress
+from scaleearth_pl.core.processes import process_pool
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
@@ -93,8 +93,7 @@ def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], 
 def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int], Path]:
     """Runs all tasks, `workers` processes at a time; returns the file of each (what, variant, seed)."""
     files: dict[tuple[str, str, int], Path] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"))
-    with progress("other scales", len(jobs)) as advance, pool:
+    with progress("other scales", len(jobs)) as advance, process_pool(workers) as pool:
         waiting = {pool.submit(measure, job): job for job in jobs}
         for done in as_completed(waiting):
             job = waiting[done]
