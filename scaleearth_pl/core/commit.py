@@ -6,15 +6,15 @@ from pathlib import Path
 
 def current_commit() -> str:
     """Commit of the code that runs, with `-dirty` where files differ; 'unknown' outside a git checkout."""
-    here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # a checkout around an installed package is not its own
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -1,11 +1,11 @@
 """Files and folders that are whole or absent, whatever happens while they are written.
 
-    replacing_file      .<name>.<pid>             --flushed, renamed-->  <name>   --the folder's entries flushed-->
+    replacing_file      .<name>.<random>          --flushed, renamed-->  <name>   --the folder's entries flushed-->
     replacing_folder    .<name>.<random>/<name>/  --flushed, renamed-->  <name>/  --the folder's entries flushed-->
 
 What is new is written beside its target, on the same file system. An error, a kill or a power cut before the rename
 leaves what was there, to the byte; after the block, a power cut no longer brings the old one back. A kill may leave the
-hidden one beside the target. Price: a few milliseconds of `fsync` each; a rename without it may outlive its data.
+hidden one beside the target. Names are random, because containers that share a folder share process ids, too. Price: a few milliseconds of `fsync` each; a rename without it may outlive its data.
 
 A folder cannot be renamed over another, so between two renames the target is, for microseconds, absent; a crash just
 there leaves the old one as `.<name>.previous` (`previous_of`).
@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What an `OSError` says where the disk, the quota or the limit of a file is reached."""
 
 
+def lines_of(text: str) -> list[str]:
+    """Lines of a file, cut at its newlines alone: `str.splitlines` also cuts at the breaks of Unicode inside a text."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yields the name of a file to write, which takes the place of `path` if the block ends without an error.
@@ -35,7 +42,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     Folders above it are made. An error leaves the old file and nothing else; what a power cut leaves, the module says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield new
         flush(new)

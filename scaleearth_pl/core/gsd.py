@@ -7,6 +7,7 @@ uses the second.
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -80,7 +81,7 @@ def check_gsd_m(value: object, *, field: str = "gsd_m", file: Path | str | None 
     """Returns `value` as metres per pixel; raises `GsdError` unless it is a finite positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise GsdError("GSD is not a number", file=file, field=field, value=value, remedy="give metres per pixel")
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value <= sys.float_info.max:  # an int may be larger than any float
         raise GsdError(
             "GSD must be finite and positive",
             file=file,

@@ -20,6 +20,8 @@ MAX_IMAGE_PIXELS = 50_000_000
 """Cap of one image, about 150 MB of RGB in a worker; larger scenes are tiled by `prepare`."""
 
 _EIGHT_BIT_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+_SIXTEEN_BIT = ";16"
+"""In the name of a file's raw mode ("RGB;16B"). Pillow calls such colour images "RGB" and keeps their high bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class StoredImage:
 
 
 def image_size(data: bytes, ext: str, *, where: str) -> tuple[int, int]:
-    """(width, height) from the header alone; `SampleError` where the header does not parse or breaks the cap."""
+    """(width, height) from the header alone; `SampleError` where the header does not parse, breaks the cap or is not 8-bit."""
     width, height = _open(data, ext, where).size
     return width, height
 
@@ -58,14 +60,6 @@ def decode_rgb(data: bytes, ext: str, *, size: tuple[int, int], where: str) -> I
     if image.size != size:
         raise SampleError(
             "image is of another size than its metadata", file=where, field="width, height", value=(image.size, size)
-        )
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise SampleError(
-            "image is not 8-bit RGB, grey or palette",
-            file=where,
-            field="mode",
-            value=image.mode,
-            remedy="convert rasters to RGB when the corpus is prepared (geo/raster.py)",
         )
     try:
         return image.convert("RGB")
@@ -97,5 +91,14 @@ def _open(data: bytes, ext: str, where: str) -> Image.Image:
             file=where,
             value=image.size,
             remedy="tile it when preparing",
+        )
+    stored = sorted({str(tile.args) for tile in image.tile})
+    if image.mode not in _EIGHT_BIT_MODES or any(_SIXTEEN_BIT in args for args in stored):
+        raise SampleError(
+            "image is not 8-bit RGB, grey or palette",
+            file=where,
+            field="mode",
+            value=(image.mode, *stored),
+            remedy="convert rasters to RGB when the corpus is prepared (geo/raster.py)",
         )
     return image

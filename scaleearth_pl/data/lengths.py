@@ -5,8 +5,9 @@ measures anew and `index.json` stays free of tokenizers. The GSD text of baselin
 lengths: `GSD_TEXT_RESERVE` tokens are added by the plan in every variant, so that compared variants read the same plan.
 
 A sample that cannot be read (altered bytes, a GSD that is none, a forged special token) has no length: it is listed
-with its reason and never planned. The list is part of the sidecar, and its hash part of what a checkpoint remembers and
-ranks compare: a sidecar that was measured anew, or on another node, might list other samples, which is another plan.
+with its reason and not planned until it can be read, which is tried whenever the sidecar is opened. The list is part of
+the sidecar, and its hash part of what a checkpoint remembers and ranks compare: a sidecar that was measured anew, or on
+another node, might list other samples, which is another plan.
 
 Legend: R rows (images) of the split, Q their questions in order.
 """
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import GsdError, IndexSchemaError, SampleError
 from scaleearth_pl.core.files import replacing_file
-from scaleearth_pl.data.processor import Processor
+from scaleearth_pl.data.processor import BranchTokens, Processor
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,17 @@ def lengths_of(index: ShardIndex, splits: tuple[str, ...], processor: Processor,
     path = cache / f"lengths-{key}.npz"
     if not path.exists():
         _save(path, measure(index, index.rows(splits), processor, key))
+    lengths = _load(path, key)
+    if _some_can_be_read(index, processor, lengths.rejected):
+        log.warning("samples listed in %s as unreadable can be read now: measured anew", path)
+        _save(path, measure(index, index.rows(splits), processor, key))
+        lengths = _load(path, key)
+    for row, reason in lengths.rejected:
+        log.warning("not planned: %s: %s (listed in %s)", index.where(row), reason, path)
+    return lengths
+
+
+def _load(path: Path, key: str) -> Lengths:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("rows", "prefix_R", "first_Q", "branch_Q", "supervised_Q")}
@@ -81,9 +94,27 @@ def lengths_of(index: ShardIndex, splits: tuple[str, ...], processor: Processor,
         raise IndexSchemaError(
             f"token lengths do not load: {error!r}", file=path, remedy="delete the file, it is measured anew"
         ) from error
-    for row, reason in rejected:
-        log.warning("not planned: %s: %s (listed in %s)", index.where(row), reason, path)
     return Lengths(key=key, rejected=rejected, **arrays)
+
+
+def _some_can_be_read(index: ShardIndex, processor: Processor, rejected: tuple[tuple[int, str], ...]) -> bool:
+    """Whether a sample that had no length has one now: a shard was restored, or a disk has come to its senses."""
+    reader = ShardReader(index)
+    try:
+        for row, _ in rejected:
+            with suppress(SampleError, GsdError):
+                _tokens_of(reader, processor, row)
+                return True
+        return False
+    finally:
+        reader.close()
+
+
+def _tokens_of(reader: ShardReader, processor: Processor, row: int) -> tuple[int, list[BranchTokens]]:
+    """Length of a sample's prefix, and the tokens of its branches; raises what makes it unreadable."""
+    sample = reader.read_sample(row)
+    tokens = [processor.branch(qa) for qa in sample.qas]
+    return processor.prefix_length(sample.width, sample.height, sample.n_images), tokens
 
 
 def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, key: str) -> Lengths:
@@ -94,13 +125,12 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
     supervised: list[int] = []
     for row in rows.tolist():
         try:
-            sample = reader.read_sample(row)
-            tokens = [processor.branch(qa) for qa in sample.qas]
-            prefixes.append(processor.prefix_length(sample.width, sample.height, sample.n_images))
+            prefix, tokens = _tokens_of(reader, processor, row)
         except (SampleError, GsdError) as error:
             rejected.append((row, str(error)))
             continue
         kept.append(row)
+        prefixes.append(prefix)
         counts.append(len(tokens))
         branches += [len(t.prompt) + len(t.answer) for t in tokens]
         supervised += [len(t.answer) for t in tokens]

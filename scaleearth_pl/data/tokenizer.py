@@ -13,6 +13,7 @@ renamed, so several ranks may race.
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -105,13 +106,13 @@ def cached_tiny_tokenizer(cache: Path, key: str, texts: Callable[[], Iterable[st
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache / f".tokenizer-{digest}.{os.getpid()}"
+    temporary = cache / f".tokenizer-{digest}.{secrets.token_hex(8)}"
     train_tiny_tokenizer(texts(), temporary, vocab_size=vocab_size)
     try:
         temporary.rename(final)
     except OSError:
         # Another process was first; its bytes are the same.
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         if not final.is_dir():
             raise
     return final

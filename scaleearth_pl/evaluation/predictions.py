@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
-from scaleearth_pl.core.files import write_text
+from scaleearth_pl.core.files import lines_of, write_text
 from scaleearth_pl.core.gsd import RANK_TIERS, check_gsd_m
 from scaleearth_pl.core.run_files import GATES, PREDICTIONS, RUN, SSE_U, Prediction, SseuReading
 
@@ -120,7 +120,7 @@ def write_rows(path: Path, rows: Iterable[Prediction | SseuReading]) -> None:
 def _read_rows(path: Path, cls: Callable[..., Row]) -> tuple[Row, ...]:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(lines_of(_read_text(path)), start=1):
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
@@ -150,7 +150,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"run folder has no readable {path.name}: {error.strerror}",

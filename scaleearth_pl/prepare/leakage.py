@@ -25,7 +25,7 @@ from typing import Any
 
 from scaleearth_pl.core.console import command, console, progress
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.files import write_text
+from scaleearth_pl.core.files import lines_of, write_text
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shard_index import ShardIndex
@@ -167,7 +167,7 @@ def dropped(rows: Iterable[dict[str, Any]]) -> list[str]:
 def read_drop(path: Path) -> frozenset[str]:
     """Ids that `--drop` wrote; `ConfigError` where the file cannot be read."""
     try:
-        return frozenset(path.read_text(encoding="utf-8").splitlines())
+        return frozenset(lines_of(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"list of images to drop cannot be read: {error.strerror}", file=path) from error
 

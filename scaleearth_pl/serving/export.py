@@ -25,7 +25,7 @@ from rich.progress import track
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.files import replacing_folder, write_json
+from scaleearth_pl.core.files import lines_of, replacing_folder, write_json
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.run_files import SSE_U
 from scaleearth_pl.loading.model import LoadedModel
@@ -202,7 +202,7 @@ def policy_errors(metric: UpdateMetric, scales: Sequence[FoldScale], run: Path) 
     sigmas = dict(METADATA_SIGMAS)
     file = run / SSE_U
     if file.is_file():
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in lines_of(file.read_text(encoding="utf-8"))]
         every = sorted(row["sigma"] for row in rows)
         sse_u = statistics.median(every)
         sigmas |= {"predicted, median sigma": sse_u, "predicted, 95th percentile": every[int(0.95 * len(every))]}

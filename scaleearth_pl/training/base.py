@@ -70,13 +70,13 @@ class TreeTraining(pl.LightningModule):
     # -- optimisation ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Refuses a precision under which numbers would be wrong, before anything is loaded.
+        """Refuses settings under which numbers would be wrong, before anything is loaded.
 
         Lightning's `-true` precisions cast every batch (GSDs at a bfloat16 step are 2 % apart near 20 m), or stop at
         its frozen class; `16-mixed` hands over scaled gradients, which clipping would take for large ones.
 
         Raises:
-            ConfigError: neither 32-true nor bf16-mixed.
+            ConfigError: neither 32-true nor bf16-mixed; epochs cut short, of which the schedule would know nothing.
         """
         if self.trainer.precision not in PRECISIONS:
             raise ConfigError(
@@ -85,6 +85,23 @@ class TreeTraining(pl.LightningModule):
                 value=self.trainer.precision,
                 remedy="use 32-true; the dtype of the backbone and of its computation is backbone.dtype",
             )
+        limit = self.trainer.limit_train_batches
+        if (
+            self.fitting
+            and (isinstance(limit, int) or limit != 1.0)
+            and not getattr(self.trainer, "fast_dev_run", False)
+        ):
+            raise ConfigError(
+                "learning rate and order are planned over whole epochs",
+                field="trainer.limit_train_batches (overfit_batches sets it)",
+                value=limit,
+                remedy="use trainer.max_steps for a shorter run, data.limit_images for fewer images",
+            )
+
+    @property
+    def fitting(self) -> bool:
+        """Whether this run trains; false in validate, test, predict of their own."""
+        return bool(self.trainer.state.fn is TrainerFn.FITTING)
 
     @property
     def total_steps(self) -> int:
@@ -113,7 +130,7 @@ class TreeTraining(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to resume where nothing is left to do: Lightning would end at once, with status 0 and no result."""
         done = int(checkpoint["global_step"])
-        if self.trainer.state.fn is TrainerFn.FITTING and done >= self.total_steps:
+        if self.fitting and done >= self.total_steps:
             raise ConfigError(
                 f"the checkpoint is of step {done}, and the run ends there or before",
                 field="trainer.max_steps",

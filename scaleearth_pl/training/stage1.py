@@ -51,7 +51,7 @@ class Stage1(TreeTraining):
             self.backbone_config, source=self.init_from, token_ids=self.datamodule.processor.token_ids
         )
         self.model = ScaleEarth(backbone=backbone)
-        if self.backbone_config.checkpointing == "auto":
+        if self.backbone_config.checkpointing == "auto" and self.fitting:
             decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
         shard_model(self, self.model)
 

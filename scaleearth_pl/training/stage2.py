@@ -100,9 +100,10 @@ class Stage2(TreeTraining):
         )
         if self.adapter is not None:
             apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
-        if self.backbone_config.checkpointing == "auto":
+        if self.backbone_config.checkpointing == "auto" and self.fitting:
             decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
-        shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
+        if self.device_mesh is not None:
+            shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Adapters, thresholds (empty where the gate does not learn) and SSE-U (empty where there is none)."""

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from scaleearth_pl.core.errors import SampleError
@@ -50,6 +51,20 @@ def test_sixteen_bit_is_refused_with_the_remedy():
     deep = Image.fromarray(np.zeros((4, 4), np.uint16))
     with pytest.raises(SampleError, match="8-bit"):
         decode_rgb(encoded(deep, "PNG"), "png", size=(4, 4), where="x")
+
+
+@pytest.mark.parametrize(("driver", "bands", "ext"), [("GTiff", 3, "tif"), ("GTiff", 4, "tif"), ("PNG", 3, "png")])
+def test_sixteen_bit_colour_is_refused_although_pillow_calls_it_rgb(tmp_path, driver, bands, ext):
+    """Pillow keeps the high bytes: reflectances of twelve bits would be 0 to 15 of 255."""
+    file = tmp_path / f"deep.{ext}"
+    more = {"photometric": "RGB", "compress": "deflate"} if driver == "GTiff" else {}
+    with rasterio.open(file, "w", driver=driver, width=8, height=8, count=bands, dtype="uint16", **more) as dataset:
+        dataset.write(np.full((bands, 8, 8), 3000, np.uint16))
+    assert Image.open(file).mode in ("RGB", "RGBA")
+    with pytest.raises(SampleError, match=r"8-bit.*;16"):
+        decode_rgb(file.read_bytes(), ext, size=(8, 8), where="x")
+    with pytest.raises(SampleError, match="8-bit"):
+        image_size(file.read_bytes(), ext, where="x")
 
 
 def test_another_size_than_promised_is_refused():

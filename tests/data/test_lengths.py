@@ -57,6 +57,10 @@ def test_unreadable_samples_are_listed_not_planned(made, fake_corpus, tmp_path):
         assert 0 not in lengths.rows
         assert [row for row, _ in lengths.rejected] == [0]
         assert "altered" in lengths.rejected[0][1]
+    data[int(index.number["json_offset"][0]) + 5] ^= 1
+    path.write_bytes(data)
+    restored = lengths_of(damaged, (split,), processor, tmp_path / "cache")
+    assert 0 in restored.rows and restored.rejected == ()
 
 
 def test_a_damaged_sidecar_says_what_to_do(made, tmp_path):

@@ -34,6 +34,16 @@ def test_rows_survive_the_file(tmp_path, predictions, readings):
     assert list(read_sse_u(tmp_path / "sse_u.jsonl")) == readings
 
 
+@pytest.mark.parametrize("break_", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\n"])
+def test_breaks_inside_a_text_are_no_line_ends(tmp_path, predictions, break_):
+    """`str.splitlines` cuts at all of these; older runs hold them as they are, for they were written unescaped."""
+    row = replace(predictions()[0], question=f"How{break_}wide?", prediction=f"2{break_}m")
+    for escaped in (True, False):
+        text = json.dumps(asdict(row), ensure_ascii=escaped) + "\n"
+        (tmp_path / "predictions.jsonl").write_text(text, encoding="utf-8")
+        assert list(read_predictions(tmp_path / "predictions.jsonl")) == [row]
+
+
 def test_training_and_the_evaluator_write_what_is_read():
     tree = TreeInfo(image_id="i", place_id="p", source="s", gsd_m=None, effective_tier="unknown", has_scale_cue=None)
     branch = BranchInfo(tree=0, qa_id="q", type="t", family="f", question="?", answer="a", options=None)

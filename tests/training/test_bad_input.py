@@ -44,6 +44,8 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         ("data.tokenizer", "/no/such/tokenizer", ("ConfigError", "/no/such/tokenizer", "tokenizer.json")),
         ("data.micro_token_budget", "50", ("ConfigError", "micro_token_budget", "50", "max_branch")),
         ("trainer.max_steps", "-1", ("ConfigError", "trainer.max_steps", "set max_steps")),
+        ("trainer.limit_train_batches", "10", ("ConfigError", "limit_train_batches", "10", "data.limit_images")),
+        ("trainer.overfit_batches", "0.5", ("ConfigError", "overfit_batches", "0.5", "max_steps")),
         ("trainer.precision", "bf16-true", ("ConfigError", "trainer.precision", "bf16-true", "backbone.dtype")),
     ],
 )

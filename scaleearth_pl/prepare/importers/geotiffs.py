@@ -126,7 +126,7 @@ def _question(row: Row, identity: str) -> Question:
     if family not in FAMILIES:
         raise SampleError("unknown question family", field="family", value=family, remedy=f"use {', '.join(FAMILIES)}")
     return Question(
-        id=str(row.get("id") or identity),
+        id=str(identity if row.get("id") in (None, "") else row["id"]),
         type=row.get("type") or "question",
         family=family,
         question=_text(row["question"]),

@@ -101,7 +101,7 @@ class Predictions(EvalObserver):
             return
         for name, rows in ((PREDICTIONS, answer_rows(report)), (SSE_U, sse_u_rows(report))):
             for row in rows:
-                self._parts[name].write(json.dumps(asdict(row), allow_nan=False, ensure_ascii=False) + "\n")
+                self._parts[name].write(json.dumps(asdict(row), allow_nan=False) + "\n")
                 self._written[name] += 1
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,7 +180,7 @@ def _merge_parts(parts: list[Path], target: Path, expected: int, merge: Any) -> 
         )
     merged: Mapping[tuple[str, ...], Row] = merge(json.loads(line) for line in lines)
     if merged:
-        write_text(target, "".join(json.dumps(merged[k], ensure_ascii=False) + "\n" for k in sorted(merged)))
+        write_text(target, "".join(json.dumps(merged[k]) + "\n" for k in sorted(merged)))
     else:
         target.unlink(missing_ok=True)
     for part in parts:
