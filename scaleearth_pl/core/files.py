@@ -5,7 +5,8 @@
 
 What is new is written beside its target, on the same file system. An error, a kill or a power cut before the rename
 leaves what was there, to the byte; after the block, a power cut no longer brings the old one back. A kill may leave the
-hidden one beside the target. Names are random, because containers that share a folder share process ids, too. Price: a few milliseconds of `fsync` each; a rename without it may outlive its data.
+hidden one beside the target. Its name is random, because containers that share a folder share process ids, too. Price:
+a few milliseconds of `fsync` each; a rename without it may outlive its data.
 
 A folder cannot be renamed over another, so between two renames the target is, for microseconds, absent; a crash just
 there leaves the old one as `.<name>.previous` (`previous_of`).

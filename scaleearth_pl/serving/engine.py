@@ -150,7 +150,7 @@ class Assistant:
         if not isinstance(image, OpenedImage):
             image = open_image(image, max_read_pixels=self.max_read_pixels)
         gsd = image.gsd if query.gsd_m is None else users_word(query.gsd_m, query.gsd_sigma_log10, image.gsd)
-        choice = query.choice(self.default_policy)
+        choice = query.choice(self.default_policy, self.model.resolver.config)
         self._check_choice(choice, gsd, image)
         prompts = tuple(Prompt(text=q) if isinstance(q, str) else q for q in query.questions)
         sample = as_sample(image, gsd, prompts, self.boundaries)
@@ -219,6 +219,11 @@ class Assistant:
             sample, [processed], sample.qas, self.processor, boundaries=self.boundaries, text_gsd_m=text_gsd_m
         )
 
+    @property
+    def has_open_state(self) -> bool:
+        """Whether policy "open" means something: not to a bucketed gate, nor where the prompt tells the GSD."""
+        return self.loaded.adapter.meta.adapters.gate.kind != "bucketed" and self.processor.gsd_text == "none"
+
     def _check_choice(self, choice: ScaleChoice, gsd: Resolution, image: OpenedImage) -> None:
         if choice.policy == "metadata" and gsd.gsd_m is None:
             raise GsdError(
@@ -235,9 +240,13 @@ class Assistant:
                 value=choice.policy,
                 remedy="use policy 'metadata', with --gsd-m where the file says nothing",
             )
-        kind = self.loaded.adapter.meta.adapters.gate.kind
-        if choice.policy == "open" and kind == "bucketed":
-            raise ConfigError("a bucketed gate has no open state", field="policy", value="open")
+        if choice.policy == "open" and not self.has_open_state:
+            raise ConfigError(
+                "a bucketed gate has no open state, and a model that reads the GSD in its prompt no gate to open",
+                field="policy",
+                value="open",
+                remedy="use another policy",
+            )
 
     def _scales(
         self,

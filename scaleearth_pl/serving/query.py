@@ -14,6 +14,7 @@ from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.collate import Tree
 from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
+from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.serving.images import ImageInput, OpenedImage
 from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed
 
@@ -70,11 +71,29 @@ class Query:
                 remedy=f"decades, between {low:g} and {high:g}; 0.01 is an exact GSD",
             )
 
-    def choice(self, default: Policy) -> ScaleChoice:
-        """The policy that applies."""
+    def choice(self, default: Policy, trained: ResolverConfig) -> ScaleChoice:
+        """The policy that applies to a model that was trained with the resolver `trained`.
+
+        A gate that was trained at one GSD (baseline constant_gate) is asked at that GSD, or open: anything else would be
+        another model.
+
+        Raises:
+            ConfigError: another policy, or another GSD, is asked of such a model.
+        """
         implied: Policy = "metadata" if self.gsd_m is not None else default
         implied = "spoof" if self.spoof_gsd_m is not None else implied
-        return ScaleChoice(policy=self.policy or implied, spoof_gsd_m=self.spoof_gsd_m)
+        asked = ScaleChoice(policy=self.policy or implied, spoof_gsd_m=self.spoof_gsd_m)
+        if trained.policy != "spoof" or asked.policy == "open":
+            return asked
+        pinned = ScaleChoice(policy="spoof", spoof_gsd_m=trained.spoof_gsd_m)
+        if asked != pinned and (self.policy, self.spoof_gsd_m) != (None, None):
+            raise ConfigError(
+                f"this model's gate was trained at {trained.spoof_gsd_m:g} m alone",
+                field="policy, spoof_gsd_m",
+                value=(asked.policy, asked.spoof_gsd_m),
+                remedy="leave both out",
+            )
+        return pinned
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

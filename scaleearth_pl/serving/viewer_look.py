@@ -61,7 +61,7 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
     spoof = wanted.gsd_m if policy == "spoof" else None
     gated = Query(image=image, questions=prompts, policy=policy, spoof_gsd_m=spoof)
     queries = [gated]
-    if assistant.loaded.adapter.meta.adapters.gate.kind != "bucketed":  # whose gates have no open state
+    if assistant.has_open_state:
         queries.append(Query(image=image, questions=prompts, policy="open"))
     on, *off = assistant.answer(queries)
     scale = asdict(on[0].scale)

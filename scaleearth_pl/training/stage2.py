@@ -92,6 +92,15 @@ class Stage2(TreeTraining):
         """Loads the 4-bit backbone, attaches CS-HLoRA and SSE-U; nothing else trains."""
         if hasattr(self, "model"):
             return
+        if self.datamodule.gsd_text != "none" and self.resolver_config.policy != "metadata":
+            raise ConfigError(
+                "the GSD in the prompt is the metadata's, whatever the policy: told another, the model would be compared "
+                "unfairly",
+                field="resolver.policy",
+                value=self.resolver_config.policy,
+                remedy="train and test under metadata; `scaleearth evaluate --policy` and `ask` write the policy's GSD "
+                "into the prompt",
+            )
         # A link such as stage1/latest may point elsewhere before this run ends.
         self.base = without_links(self.source) if self.source and Path(self.source).is_dir() else self.source
         backbone = build_backbone(self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids)

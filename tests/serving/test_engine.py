@@ -15,6 +15,7 @@ from serving_fakes import geotiff, make_run, picture, png
 import scaleearth_pl
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.model.gate import GateConfig
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.serving.engine import Assistant, Prompt, Query
 from scaleearth_pl.serving.images import open_image
 from scaleearth_pl.serving.scale import disagreement
@@ -295,6 +296,23 @@ def test_a_model_without_sse_u_needs_a_gsd(text_earth):
     with pytest.raises(ConfigError, match="no SSE-U"):
         text_earth.ask(picture(), "Forest?", policy="predicted")
     assert text_earth.ask(picture(), "Forest?", gsd_m=1.0).scale.sse_u_gsd_m is None
+
+
+def test_a_model_told_by_its_prompt_has_no_gate_to_open(text_earth):
+    with pytest.raises(ConfigError, match="no gate to open"):
+        text_earth.ask(picture(), "Forest?", policy="open")
+
+
+def test_a_gate_trained_at_one_gsd_is_asked_at_that_one(earth, monkeypatch):
+    """As the evaluator does: baseline constant_gate under another GSD would be another model."""
+    monkeypatch.setattr(earth.model, "resolver", Resolver(ResolverConfig(policy="spoof", spoof_gsd_m=1.0)))
+    for query in ({}, {"gsd_m": 10.0}, {"policy": "spoof", "spoof_gsd_m": 1.0}):
+        scale = earth.ask(picture(), "Forest?", **query).scale
+        assert (scale.policy, scale.gsd_m, scale.sigma_log10) == ("spoof", pytest.approx(1.0), 0.0)
+    assert earth.ask(picture(), "Forest?", policy="open").scale.gsd_m is None
+    for query in ({"policy": "fused"}, {"policy": "metadata", "gsd_m": 10.0}, {"spoof_gsd_m": 2.0}):
+        with pytest.raises(ConfigError, match="trained at 1 m alone"):
+            earth.ask(picture(), "Forest?", **query)
 
 
 def test_a_bucketed_gate_has_no_open_state(earth):

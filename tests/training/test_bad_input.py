@@ -56,6 +56,13 @@ def test_a_setting_that_cannot_be_meant(
     assert all(part in message for part in says), message
 
 
+def test_a_prompt_tells_the_gsd_of_the_metadata_and_no_other(fake_corpus: Path, tmp_path: Path, refused) -> None:
+    """Under another policy baseline B3 would be told the metadata's GSD all the same."""
+    told = ("--data.gsd_text", "metres", "--model.init_args.resolver.policy", "predicted")
+    message = refused(arguments("stage2", fake_corpus, tmp_path, *told, steps=1))
+    assert all(part in message for part in ("resolver.policy", "'predicted'", "scaleearth evaluate")), message
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
