@@ -13,7 +13,9 @@ def test_every_question_of_the_split_is_answered_in_words(fake_corpus: Path, tmp
     trained = fit("stage2", fake_corpus, tmp_path, *UNDRAWN, steps=1)
     adapter = ("--model.init_args.adapter", str(trained.run_folder / "adapter"))
     monkeypatch.setenv("SCALEEARTH_VERSION", "answers")
-    words = arguments("stage2", fake_corpus, tmp_path, *UNDRAWN, *adapter, "--data.predict_splits", "[val]")
+    no_training_split = ("--data.train_splits", "[absent]", "--model.init_args.backbone.checkpointing", "auto")
+    splits = ("--data.predict_splits", "[val]", *no_training_split)
+    words = arguments("stage2", fake_corpus, tmp_path, *UNDRAWN, *adapter, *splits)
     cli = run_lightning(["predict", *words[1:]])
     rows = read_predictions(cli.run_folder / PREDICTIONS)
     assert cli.run_folder.name == "answers"
