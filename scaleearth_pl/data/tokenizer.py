@@ -144,17 +144,22 @@ def load_tokenizer(path_or_name: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+MAX_KEPT_CHARS = 256
+"""Of a text whose ids are kept: questions and answers repeat by the thousand, longer texts hardly ever."""
+
+
 class TextEncoder:
     """Plain text to ids, fast and safe: special tokens come from the template only.
 
-    Encoded texts are kept (questions repeat by the thousand), up to a stated number.
+    The ids of short texts are kept, up to `max_kept_ids` of all together (some 150 MB at worst): in `serve` the texts are
+    strangers', who must not decide how much memory they take.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_cached: int = 100_000) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_kept_ids: int = 1_000_000) -> None:
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._special = re.compile("|".join(re.escape(token) for token in sorted(tokenizer.get_added_vocab())))
         self._cache: dict[str, tuple[int, ...]] = {}
-        self._max_cached = max_cached
+        self._n_kept, self._max_kept_ids = 0, max_kept_ids
         self.hash = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def id_of(self, token: str) -> int:
@@ -171,6 +176,10 @@ class TextEncoder:
             if found:
                 raise SampleError("text spells a special token", field="text", value=found[0])
             ids = tuple(self._backend.encode(text, add_special_tokens=False).ids)
-            if len(self._cache) < self._max_cached:
-                self._cache[text] = ids
+            self._keep(text, ids)
         return ids
+
+    def _keep(self, text: str, ids: tuple[int, ...]) -> None:
+        if len(text) <= MAX_KEPT_CHARS and self._n_kept + len(ids) <= self._max_kept_ids:
+            self._n_kept += len(ids)
+            self._cache[text] = ids

@@ -8,13 +8,15 @@ Requests of different GSDs share a packed pass (`queueing.py`); what a request m
 machine's own, and a public one belongs behind a proxy that knows its users.
 
 SIGTERM and SIGINT stop gracefully: no new connection is taken, accepted requests are answered, and the process ends with 0.
-A second SIGINT ends it at once.
+A client that does not read its answer cannot hold that up (`server_stalls.py`). A second SIGINT ends it at once.
 """
 
 import argparse
+import asyncio
 import signal
+import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FrameType
@@ -28,14 +30,25 @@ from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.queueing import BatchPolicy
 from scaleearth_pl.serving.server_app import create_app
 from scaleearth_pl.serving.server_limits import ServerLimits, port
+from scaleearth_pl.serving.server_service import Service
+from scaleearth_pl.serving.server_stalls import StallWatch
 
 
 class GracefulServer(uvicorn.Server):
     """uvicorn's server that ends with 0 after a signal: its own raises the signal again once it has stopped."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._service = service
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until it is told to stop; stalled clients are dropped all the while."""
+        watch = StallWatch(self.server_state.connections, self._service.limits.send_seconds)
+        watching = asyncio.create_task(watch.run())
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,7 +64,7 @@ class GracefulServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        self._on_stop()
+        self._service.stop()
         self.force_exit = self.should_exit and number == signal.SIGINT
         self.should_exit = True
 
@@ -90,7 +103,7 @@ def make_server(app: FastAPI, *, host: str, port: int) -> GracefulServer:
         timeout_keep_alive=15,
         server_header=False,
     )
-    return GracefulServer(config, app.state.service.stop)
+    return GracefulServer(config, app.state.service)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,6 +36,7 @@ class ServerLimits:
         max_turns: earlier (question, answer) pairs.
         max_queue: requests accepted and not yet answered.
         body_seconds: time for a body to arrive.
+        send_seconds: a client that takes nothing of its reply for so long is dropped.
         min_gsd_m: finest believable GSD, metres per pixel of the file. max_gsd_m: coarsest.
     """
 
@@ -46,6 +47,7 @@ class ServerLimits:
     max_turns: int = 16
     max_queue: int = 64
     body_seconds: float = 30.0
+    send_seconds: float = 60.0
     min_gsd_m: float = 1e-3
     max_gsd_m: float = 1e5
 
