@@ -45,7 +45,7 @@ def sections(scratch: Path, lora: LoraShape, *, quick: bool) -> dict[str, Callab
     shape = Shape(questions=32 if quick else 100, visual_tokens=64 if quick else 256)
     bank = Bank(write_corpus(scratch / "corpus", shape), shape)
     rounds = 1 if quick else 5
-    how = {"rounds": rounds, "micro_tokens": MICRO_TOKENS}
+    how = {"rounds": min(rounds, 3), "micro_tokens": MICRO_TOKENS}
     settings = LadderSettings(rounds=1, peer_questions=4, whole_rounds=1, whole_steps=2, grad_questions=16)
     sizes = {"visual_tokens": shape.visual_tokens, "branch_tokens": bank.n_branch_tokens}
     stage1 = ROOT / "runs/stage1-tiny-world/latest/hf"
@@ -54,11 +54,9 @@ def sections(scratch: Path, lora: LoraShape, *, quick: bool) -> dict[str, Callab
         "gate": lambda: {
             "gate": curves.gate_price(bank, (16, 64), rounds=1 if quick else 9, micro_tokens=MICRO_TOKENS)
         },
-        "over_k": lambda: {"over_k": curves.over_k(bank, lora, rounds=min(rounds, 3), micro_tokens=MICRO_TOKENS)},
-        "visual_tokens": lambda: {
-            "over_visual_tokens": curves.over_visual_tokens(scratch, lora, t2_batch_size=4, **how | {"rounds": 3})
-        },
-        "length": lambda: {"over_length": curves.over_length(scratch, lora, t2_batch_size=4, **how | {"rounds": 3})},
+        "over_k": lambda: {"over_k": curves.over_k(bank, lora, **how)},
+        "visual_tokens": lambda: {"over_visual_tokens": curves.over_visual_tokens(scratch, lora, **how)},
+        "length": lambda: {"over_length": curves.over_length(scratch, lora, **how)},
         "memory": lambda: {"memory": curves.memory_over_k(scratch, lora, token_budget=MICRO_TOKENS)},
         "loader": lambda: {"loader": loader.decoding(scratch, rounds=rounds)},
         "waiting": lambda: {"waiting": loader.waiting(lora, n_steps=4 if quick else 60)},

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench.ladder import BATCH_SIZES
 from bench.memory import peak_bytes
 from bench.ours import Contender, LoraShape, build, forward_backward
 from bench.peers import Peer
@@ -42,33 +43,28 @@ def over_k(bank: Bank, lora: LoraShape, *, rounds: int, micro_tokens: int) -> li
 
 
 def over_shapes(
-    folder: Path, lora: LoraShape, shapes: dict[float, Shape], *, t2_batch_size: int, rounds: int, micro_tokens: int
+    folder: Path, lora: LoraShape, shapes: dict[float, Shape], *, rounds: int, micro_tokens: int
 ) -> list[dict[str, float]]:
-    """Ours at the most questions an image has, against T2, for each shape."""
+    """Ours at the most questions an image has, for each shape, against T2 at the batch size that is best for it."""
     points = []
     for number, (x, shape) in enumerate(shapes.items()):
         bank = Bank(write_corpus(folder / f"shape-{number}", shape), shape)
-        size = min(t2_batch_size, 4)
-        peer, model = Peer("T2", bank, folder, lora=lora, batch_size=size), build(bank.processor, lora)
-        batches = peer.batches(range(size))
+        peer, model = Peer("T2", bank, folder, lora=lora), build(bank.processor, lora)
         ours = Contender(model, bank, range(shape.questions), k=shape.questions, micro_tokens=micro_tokens)
-
-        def plain(peer: Peer = peer, batches: list[Any] = batches, size: int = size) -> int:
-            peer.forward_backward(batches)
-            peer.model.zero_grad()
-            return size
-
-        seconds = interleave({"T2": plain, "ours": ours.work}, rounds=rounds)
+        t2 = {str(size): peer.turn(size) for size in BATCH_SIZES if size <= len(bank)}
+        seconds = interleave(t2 | {"ours": ours.work}, rounds=rounds)
         rate = rates(seconds)
+        best = max(t2, key=lambda size: rate[size])
         points.append(
             {
                 "x": x,
                 "visual_tokens": shape.visual_tokens,
                 "branch_tokens": bank.n_branch_tokens,
                 "k": shape.questions,
-                "t2": rate["T2"],
+                "t2_batch_size": int(best),
+                "t2": rate[best],
                 "ours": rate["ours"],
-                "ratio_to_t2": 1 / ratio(seconds, "ours", "T2"),
+                "ratio_to_t2": 1 / ratio(seconds, "ours", best),
                 "token_ratio": _law(bank, shape.questions),
             }
         )

@@ -28,6 +28,7 @@ from bench.peers import Peer, quiet
 from bench.shapes import Bank, Shape, write_corpus
 from bench.timing import interleave, rates, ratio
 from scaleearth_pl.core.commit import current_commit
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import shape_config, tiny_config
 from scaleearth_pl.model.gated_lora import AdapterConfig
@@ -110,11 +111,9 @@ def speed(
     """Rows of T2 at each batch size, T3, and ours at K = 16, 32, 100."""
     plain = random_nf4(size, bank.processor.token_ids, device, torch.bfloat16, attention="sdpa")
     peer = Peer("T2", bank, folder, lora=lora, model=plain, bf16=True)
-    work: dict[str, Any] = {f"T2-{batch_size}": _peer_turn(peer, batch_size) for batch_size in T2_BATCH_SIZES}
+    work: dict[str, Any] = {f"T2-{batch_size}": peer.turn(batch_size) for batch_size in T2_BATCH_SIZES}
     model = ours(size, bank, lora, device, torch.bfloat16, TREE_ATTENTION)
-    n = bank.shape.questions
-    turns = {1: range(min(n, 32)), 16: range(n // 16 * 16), 32: range(n // 32 * 32), n: range(3 * n)}
-    for k, numbers in turns.items():
+    for k, numbers in turns_of(bank.shape.questions).items():
         contender = Contender(model, bank, numbers, k=k, micro_tokens=MICRO_TOKENS)
         work["T3" if k == 1 else f"ours-{k}"] = contender.work
     seconds = interleave(work, rounds=rounds)
@@ -135,15 +134,16 @@ def speed(
     ]
 
 
-def _peer_turn(peer: Peer, batch_size: int) -> Any:
-    batches = [peer.bank.sequences(range(batch_size))]
+def turns_of(n_questions: int) -> dict[int, range]:
+    """Which questions ours answers in a turn, by K: whole trees of images of `n_questions`.
 
-    def work() -> int:
-        peer.forward_backward(batches)
-        peer.model.zero_grad()
-        return batch_size
-
-    return work
+    Raises:
+        ConfigError: an image that fills no tree of 32.
+    """
+    if n_questions < 32:
+        raise ConfigError("no tree of 32 is filled", field="--questions", value=n_questions, remedy="give 32 or more")
+    whole = {k: range(n_questions // k * k) for k in (16, 32)}
+    return {1: range(32)} | whole | {n_questions: range(3 * n_questions)}
 
 
 def floor(bank: Bank, k: int) -> float:
@@ -157,10 +157,13 @@ def main() -> None:
     parser.add_argument("--size", default="8b", choices=("tiny", "2b", "4b", "8b"))
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=100, help="an image; fewer for a dry run on a CPU")
+    parser.add_argument(
+        "--questions", type=int, default=100, help="an image, at least 32; fewer for a dry run on a CPU"
+    )
     parser.add_argument("--visual-tokens", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("bench/results/gpu.json"))
     arguments = parser.parse_args()
+    turns_of(arguments.questions)  # before minutes are spent
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lora = LoraShape(rank=arguments.rank)
     origin = {"hardware": hardware(), "commit": current_commit()}

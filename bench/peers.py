@@ -115,6 +115,17 @@ class Peer:
         losses = [self.trainer.training_step(self.model, dict(b), num_items_in_batch=items) for b in batches]
         return float(torch.stack([x.detach() for x in losses]).sum())
 
+    def turn(self, batch_size: int) -> Callable[[], int]:
+        """A contender's turn: forward and backward over one ready batch of the first questions; returns their number."""
+        batches = [self.bank.sequences(range(batch_size))]
+
+        def work() -> int:
+            self.forward_backward(batches)
+            self.model.zero_grad()
+            return batch_size
+
+        return work
+
     def train(self, n_steps: int) -> float:
         """Seconds per question of a real training run of `n_steps`, optimizer and data path included."""
         self.trainer.args.max_steps = n_steps + 1

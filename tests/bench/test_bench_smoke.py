@@ -1,6 +1,7 @@
 """The benchmark measures what it says: same questions, same gradient, honest arithmetic. Seconds, tiny shapes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bench.memory import peak_bytes
 from bench.ours import Contender, LoraShape, build, micro_batches
 from bench.shapes import Bank, Shape, write_corpus
 from bench.timing import interleave, rates, ratio
+from scaleearth_pl.core.errors import ConfigError
 
 SHAPE = Shape(visual_tokens=4, questions=6, images=2)
 LORA = LoraShape(rank=6, lora_alpha=12)
@@ -62,6 +64,39 @@ def test_peers_have_the_gradient_of_plain_sequences(bank, tmp_path):
         for name in ("T0", "T1", "T2"):
             peer = Peer(name, bank, tmp_path, lora=LORA, batch_size=3)
             assert peer_error(peer, LORA, range(3)) < 1e-5, name
+
+
+def test_side_panels_measure_t2_at_every_batch_size_and_keep_the_best(monkeypatch, tmp_path):
+    """The rates are planted, in turn for each shape; that the contenders do what their names say is not."""
+    pytest.importorskip("trl", reason="extra `bench`")
+    from bench import curves
+
+    sizes, planted = ["1", "2", "4", "8"], iter(("2", "8"))
+
+    def clocked(work, *, rounds):
+        assert [int(name) for name in sizes] == [work[name]() for name in sizes]
+        assert (list(work), work["ours"]()) == ([*sizes, "ours"], SHAPE.questions)
+        best = next(planted)
+        return {name: [0.1 if name == "ours" else 0.5 if name == best else 0.6] * rounds for name in work}
+
+    monkeypatch.setattr(curves, "interleave", clocked)
+    shapes = {4.0: SHAPE, 16.0: replace(SHAPE, visual_tokens=16)}
+    points = curves.over_shapes(tmp_path, LORA, shapes, rounds=1, micro_tokens=500)
+    assert [(p["x"], p["t2_batch_size"], p["t2"]) for p in points] == [(4.0, 2, 2.0), (16.0, 8, 2.0)]
+    assert [p["ratio_to_t2"] for p in points] == pytest.approx([5, 5])
+
+
+def test_on_a_gpu_every_contender_has_questions(monkeypatch):
+    pytest.importorskip("trl", reason="extra `bench`")
+    from bench import gpu
+
+    for n in (32, 47, 100):
+        turns = gpu.turns_of(n)
+        assert list(turns) == list(dict.fromkeys((1, 16, 32, n)))
+        assert all(len(numbers) >= k and len(numbers) % k == 0 for k, numbers in turns.items())
+    monkeypatch.setattr("sys.argv", ["bench.gpu", "--size", "tiny", "--questions", "31"])
+    with pytest.raises(ConfigError, match=r"--questions.*31.*Remedy: give 32 or more"):
+        gpu.main()
 
 
 def test_gradient_error_sees_a_wrong_gradient():

@@ -90,6 +90,8 @@ def test_a_smoke_test_runs_everything_and_gives_no_verdict(falsified: list[str],
         assert "| supported |" not in text
         assert "| refuted |" not in text
         assert all(figure in text for figure in ("spoofing.png", "probes.png", "gates.png"))
+    for name in ("majority", "question only", r"question \+ GSD"):  # all measured, none a dash
+        assert re.search(rf"^\| floor: {name} \| \d+\.\d \|", (scratch / "falsify/report.md").read_text(), re.MULTILINE)
     assert len(list((scratch / "falsify").glob("*.png"))) >= 8
 
 

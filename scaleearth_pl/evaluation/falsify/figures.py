@@ -1,4 +1,4 @@
-"""The paper's figures of a whole comparison, drawn from its runs: 5 (who is better), 7 and 8 and 9 (training), 8d (gates).
+"""The paper's figures of a whole comparison, drawn from its runs: 7 and 8 and 9 (training), 8d (gates).
 
 Curves are those of TensorBoard's event files; smoothing is the EMA that training logged. One line a seed.
 """
@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scaleearth_pl.core.curves import CALIBRATION_REFERENCE
 from scaleearth_pl.core.figures import BLACK, BLUE, GREY, ORANGE, PURPLE, RANK_TIER_STYLES, SKY, gsd_axis, new_figure
-from scaleearth_pl.evaluation.groups import correctness, group_masks
 from scaleearth_pl.evaluation.predictions import RunFolder
 
 Curve = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
@@ -82,27 +81,6 @@ def save_gates_figure(path: Path, runs: Sequence[RunFolder]) -> None:
     ax.set_ylabel("mean gate h after training")
     ax.legend(frameon=False, title="rank tier")
     _save(figure, path)
-
-
-def save_accuracy_figure(path: Path, runs: Mapping[str, Sequence[RunFolder]], groups: Sequence[str]) -> None:
-    """Accuracy of every variant in every group: a dot a seed, a bar their mean, the majority answer as a line."""
-    figure, axes = new_figure(len(groups), panel_size=(3.3, 3.3))
-    for ax, group in zip(axes, groups, strict=True):
-        for x, (name, of_seeds) in enumerate(runs.items()):
-            values = [100 * accuracy(run, group) for run in of_seeds]
-            ax.bar(x, np.mean(values), color=BLUE if name == "ours" else GREY, alpha=0.6)
-            ax.plot([x] * len(values), values, "o", color=BLACK, markersize=3)
-        ax.set_xticks(range(len(runs)), list(runs), rotation=35, ha="right", fontsize=8)
-        ax.set(title=group.rpartition("/")[2], ylabel="accuracy, %")
-        lows = [100 * accuracy(run, group) for of_seeds in runs.values() for run in of_seeds]
-        ax.set_ylim(max(0, min(lows) - 8), max(lows) + 4)
-    _save(figure, path)
-
-
-def accuracy(run: RunFolder, group: str) -> float:
-    """Share of right answers in a group of `group_masks`; NaN where it is empty."""
-    mask = group_masks(run.predictions).get(group)
-    return float("nan") if mask is None else float(correctness(run.predictions)[mask].mean())
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -57,6 +57,7 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     verdicts = judge(found, level=plan.level)
     evidence = Evidence(
         plan=plan,
+        corpus=setting.corpus,
         corpus_hash=corpus_hash(setting.corpus),
         runs=runs,
         files=files,

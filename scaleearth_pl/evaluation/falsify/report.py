@@ -16,15 +16,16 @@ from rich.table import Table
 from scaleearth_pl.core.files import write_json
 from scaleearth_pl.evaluation.evaluator.table import ViewTable
 from scaleearth_pl.evaluation.falsify import figures
+from scaleearth_pl.evaluation.falsify.accuracy import CAPTION, READING, accuracy_rows, save_accuracy_figure
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.falsify.verdicts import Statistic, Verdict
+from scaleearth_pl.evaluation.floors import compute_floors
 from scaleearth_pl.evaluation.predictions import RunFolder
 from scaleearth_pl.evaluation.protocols.referee import referee_report
 from scaleearth_pl.evaluation.protocols.referee_figures import save_noise_figure, save_sse_u_figure
 from scaleearth_pl.evaluation.protocols.spoofing import smoothness, spoofing_curve
 from scaleearth_pl.evaluation.protocols.spoofing_figure import save_spoofing_figure
 
-GROUPS = ("overall", "by_family/scale_specific", "by_family/discriminative", "by_family/identification")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
     "table{border-collapse:collapse;margin:1rem 0;font-size:.92rem}td,th{border-bottom:1px solid #ddd;padding:.35rem .7rem;"
@@ -38,6 +39,7 @@ class Evidence:
     """Everything that a report is made of. `files` are those of `measure`, by (what, variant, seed)."""
 
     plan: Plan
+    corpus: Path
     corpus_hash: str
     runs: Mapping[str, Sequence[RunFolder]]
     files: Mapping[tuple[str, str, int], Path]
@@ -112,14 +114,15 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def accuracy_section(out: Path, evidence: Evidence) -> Section:
-    """Accuracy by variant, a number a seed."""
-    rows = [["variant", *(group.rpartition("/")[2] for group in GROUPS)]]
-    for name, of_seeds in evidence.runs.items():
-        cells = [" / ".join(f"{100 * figures.accuracy(run, g):.1f}" for run in of_seeds) for g in GROUPS]
-        rows.append([name, *cells])
-    figures.save_accuracy_figure(out / "accuracy.png", evidence.runs, GROUPS)
-    pictures = [("accuracy.png", "Accuracy by variant: bars are means, dots are seeds.")]
-    return Section(title="Accuracy on the test split, % by seed", rows=rows, pictures=pictures)
+    """The paper's Figure 5: accuracy by variant, a number a seed, over the floors of the questions that ours answered."""
+    floors = compute_floors(evidence.runs[OURS][0].predictions, corpus_root=evidence.corpus)
+    save_accuracy_figure(out / "accuracy.png", evidence.runs, floors)
+    return Section(
+        title="Accuracy on the test split, % by seed",
+        text=READING,
+        rows=accuracy_rows(evidence.runs, floors),
+        pictures=[("accuracy.png", CAPTION)],
+    )
 
 
 def figure_sections(out: Path, evidence: Evidence) -> list[Section]:
