@@ -53,6 +53,7 @@ def test_sixteen_bit_is_refused_with_the_remedy():
         decode_rgb(encoded(deep, "PNG"), "png", size=(4, 4), where="x")
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 @pytest.mark.parametrize(("driver", "bands", "ext"), [("GTiff", 3, "tif"), ("GTiff", 4, "tif"), ("PNG", 3, "png")])
 def test_sixteen_bit_colour_is_refused_although_pillow_calls_it_rgb(tmp_path, driver, bands, ext):
     """Pillow keeps the high bytes: reflectances of twelve bits would be 0 to 15 of 255."""

@@ -65,7 +65,7 @@ frame.onload = async () => {
 def viewer(earth, fake_corpus):
     app = create_viewer(earth, CorpusImages(fake_corpus, count=4, max_read_pixels=earth.max_read_pixels))
     app.get("/driver")(lambda: HTMLResponse(DRIVER))
-    app.state.service = type("Nothing", (), {"stop": lambda self: None})()
+    app.state.service = type("Nothing", (), {"stop": lambda self: None, "limits": ServerLimits()})()
     with listening(app) as running:
         yield running
 
