@@ -84,7 +84,10 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """For imports: what they make stays, and walking it again and again takes 5 to 10 per cent of a command's start."""
+    """For imports: what they make stays, and need not be walked again and again.
+
+    Starts in pairs, seconds of CPU with and without the collector: 8.9 and 7.6, 10.4 and 9.0, 8.1 and 8.5.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -5,11 +5,9 @@ from pathlib import Path
 
 
 def current_commit() -> str:
-    """Commit of the code that runs, with `-dirty` where files differ; 'unknown' outside a git checkout."""
+    """Commit of the code that runs, with `-dirty` where files differ; 'unknown' outside a git checkout of its own."""
     try:
-        _git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # a checkout around an installed package is not its own
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # fails where the checkout is somebody else's
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

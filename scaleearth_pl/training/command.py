@@ -85,7 +85,7 @@ def run_lightning(arguments: Sequence[str]) -> ScaleEarthCLI:
 def cli_for(arguments: Sequence[str]) -> type[ScaleEarthCLI]:
     """The class that parses `arguments`: with the options of their one command, where the first word is one.
 
-    Lightning describes all four commands to the parser, a fifth of what a tiny run spends before its first step.
+    Lightning describes all four commands to the parser: 0.2 s of a processor for the three that nobody asked for.
     """
     known: dict[str, set[str]] = ScaleEarthCLI.subcommands()
     asked = {name: skip for name, skip in known.items() if name in arguments[:1]} or known
