@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from scaleearth_pl.core.batch import TreeBatch
-from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.gsd import TierBoundaries, effective_gsd_m
 from scaleearth_pl.core.run_files import SseuReading
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.collate import collate, encode_tree
@@ -45,6 +45,12 @@ class Asked:
     sample: Sample
     images: tuple[ProcessedImage, ...]
     questions: tuple[Question, ...]
+
+    @property
+    def gsd_m(self) -> float | None:
+        """True GSD of the pixels that are seen, in metres; None where unknown."""
+        native, size = self.sample.gsd_m_native, (self.sample.width, self.sample.height)
+        return None if native is None else effective_gsd_m(native, size, self.images[0].seen_size)
 
     def n_tokens(self, subject: Subject) -> int:
         """About how many tokens its tree has."""

@@ -1,7 +1,8 @@
 """What the run folders do not hold: answers under other GSDs, and what the ranks know. One process per model.
 
     policies   ours, all questions: metadata, predicted, fused, and metadata with noise of 0.25 to 1 decade
-    spoof      whoever reads the scale, the plan's questions: every point of the grid, and shifts from each image's truth
+    spoof      ours, the plan's questions about images near its true GSDs: told every point of the grid (H4)
+    shifts     first seed, the plan's questions: told the truth and shifts from it, by whoever reads the scale (Figure 10)
     probes     ours: ungated A x, mean over tokens, read linearly for the factors of the world
     told       any model, all questions: told the truth, and where it has an SSE-U told what that reads (`ablations`)
 
@@ -9,7 +10,7 @@ Answers are teacher-forced: right is every token right, which is greedy exact ma
 model's fingerprint and a hash of what was asked (views, family, permutations, corpus), and read again if they are there: a
 second call costs nothing; new weights, another plan and another corpus get a table of their own.
 
-Legend of shape suffixes: S seeds, G grid points, N questions, R permutations.
+Legend of shape suffixes: K true GSDs.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +27,14 @@ import numpy as np
 import torch
 
 from scaleearth_pl.core.console import progress
+from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.processes import process_pool
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
 from scaleearth_pl.evaluation.evaluator.table import tabulate
 from scaleearth_pl.evaluation.evaluator.views import View, shift_views, spoof_views
+from scaleearth_pl.evaluation.falsify.findings import BAND_DECADES
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.evaluation.protocols.probes import probe
 from scaleearth_pl.evaluation.protocols.probes_figure import save_probe_figure
@@ -38,11 +42,13 @@ from scaleearth_pl.evaluation.protocols.probes_read import read_units
 from scaleearth_pl.evaluation.protocols.referee import referee_views
 from scaleearth_pl.model.backbone import silence_loading
 
-What = Literal["policies", "spoof", "probes", "told"]
+What = Literal["policies", "spoof", "shifts", "probes", "told"]
 NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
 SHIFTS_DECADES = tuple(k / 4 for k in range(-8, 9))
 SPOOFED = (OURS, "gsd_text", "bucketed", "plain_lora")
 """Variants of Figure 10. Plain LoRA is not told a GSD: one view is its whole curve."""
+OF_THE_GROUP = ("spoof", "shifts")
+"""What asks the questions of the plan's group only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class Task:
     corpus: Path
     out: Path
     grid_m: tuple[float, ...] = ()
+    truths_m: tuple[float, ...] = ()
     family: str = ""
     permutations: int = 0
     limit: int | None = None
@@ -68,12 +75,12 @@ def grid(spec: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], **shared: Any) -> list[Task]:
-    """Everything that the plan's hypotheses need; twins are spoofed at the first seed only, for the figure."""
+    """Everything that the plan's hypotheses and figures need, and no more: spoofing is most of the work."""
     bars = {h.kind: h.bars for h in plan.hypotheses}
     found = []
     for i, seed in enumerate(seeds):
         asked: list[tuple[str, What]] = [(OURS, "policies"), (OURS, "spoof"), (OURS, "probes")]
-        asked += [(name, "spoof") for name in SPOOFED[1:] if name in runs and i == 0]
+        asked += [(name, "shifts") for name in SPOOFED if name in runs and i == 0]
         for variant, what in asked:
             found.append(
                 Task(
@@ -82,6 +89,7 @@ def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], 
                     run=runs[variant][i],
                     what=what,
                     grid_m=grid(bars["spoofing"]["grid_m"]),
+                    truths_m=tuple(bars["spoofing"]["truths_m"]),
                     family=plan.group.partition("/")[2],
                     permutations=int(bars["probes"]["permutations"]),
                     **shared,
@@ -112,12 +120,22 @@ def measure(task: Task) -> Path:
     file = _file(task, subject, split, views)
     if file.exists():
         return file
-    images = split.images(subject)
     if task.what == "probes":
-        return _probe(task, subject, images, file)
-    images = of_family(images, task.family) if task.what == "spoof" else images
-    tabulate(subject, images, views, boundaries=split.index.boundaries).save(file)
+        return _probe(task, subject, split.images(subject), file)
+    tabulate(subject, _images_of(task, subject, split), views, boundaries=split.index.boundaries).save(file)
     return file
+
+
+def _images_of(task: Task, subject: Subject, split: CorpusSplit) -> Iterator[Asked]:
+    """Images with the questions that the task asks; where none is near a true GSD, all, and H4 says so."""
+    images = split.images(subject)
+    if task.what in OF_THE_GROUP:
+        images = of_family(images, task.family)
+    if task.what != "spoof":
+        return images
+    near = near_truths(images, task.truths_m)
+    first = next(near, None)
+    return of_family(split.images(subject), task.family) if first is None else chain([first], near)
 
 
 def views_of(task: Task, subject: Subject) -> tuple[View, ...]:
@@ -126,27 +144,30 @@ def views_of(task: Task, subject: Subject) -> tuple[View, ...]:
         return referee_views(levels_decades=NOISE_DECADES, told=False)
     if task.what == "told":
         return told_views(subject)
-    return spoofing_views(subject, task.grid_m) if task.what == "spoof" else ()
+    if task.what == "shifts":
+        return shifted_views(subject)
+    return tuple(spoof_views(task.grid_m)) if task.what == "spoof" else ()
 
 
 def _file(task: Task, subject: Subject, split: CorpusSplit, views: Sequence[View]) -> Path:
     """Where the result goes, by everything that it depends on."""
     asked: list[Any] = [split.index.hash, [dataclasses.asdict(view) for view in views]]
-    asked += [task.family] if task.what == "spoof" else [task.permutations] if task.what == "probes" else []
+    of_what: dict[What, list[Any]] = {
+        "spoof": [task.family, task.truths_m, BAND_DECADES],
+        "shifts": [task.family],
+        "probes": [task.permutations],
+    }
+    asked += of_what.get(task.what, [])
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     limits = f"-{task.limit}" if task.limit else ""
     suffix = "json" if task.what == "probes" else "npz"
     return task.out / f"{task.what}-{subject.folder}-{task.seed}{limits}-{digest}.{suffix}"
 
 
-def spoofing_views(subject: Subject, grid_m: Sequence[float]) -> tuple[View, ...]:
-    """The truth, the grid, the shifts; the truth alone for a model that no GSD can move."""
-    truth = View(policy="metadata")
-    return (
-        (truth, *spoof_views(grid_m), *(v for v in shift_views(SHIFTS_DECADES) if v.shift_decades))
-        if subject.reads_scale
-        else (truth,)
-    )
+def shifted_views(subject: Subject) -> tuple[View, ...]:
+    """The truth, and shifts from it; the truth alone for a model that no GSD can move."""
+    shifts = (v for v in shift_views(SHIFTS_DECADES) if v.shift_decades)
+    return (View(policy="metadata"), *(shifts if subject.reads_scale else ()))
 
 
 def told_views(subject: Subject) -> tuple[View, ...]:
@@ -160,6 +181,15 @@ def of_family(images: Iterator[Asked], family: str) -> Iterator[Asked]:
         kept = tuple(q for q in asked.questions if q.family == family)
         if kept:
             yield dataclasses.replace(asked, questions=kept)
+
+
+def near_truths(images: Iterator[Asked], truths_m: Sequence[float]) -> Iterator[Asked]:
+    """Images whose true GSD lies in the band around one of `truths_m`: those that `findings.spoofing` judges."""
+    truths_K = np.array([log10_gsd(m) for m in truths_m])
+    for asked in images:
+        gsd_m = asked.gsd_m
+        if gsd_m is not None and np.abs(log10_gsd(gsd_m) - truths_K).min() <= BAND_DECADES:
+            yield asked
 
 
 def _probe(task: Task, subject: Subject, images: Iterable[Asked], file: Path) -> Path:

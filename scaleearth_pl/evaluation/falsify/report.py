@@ -154,7 +154,7 @@ def figure_sections(out: Path, evidence: Evidence) -> list[Section]:
 def spoofing_section(out: Path, evidence: Evidence) -> Section:
     """Figure 10, all variants that were measured at the first seed, relative to each image's truth."""
     seed = evidence.seeds[0]
-    tables = {v: ViewTable.load(f) for (what, v, s), f in evidence.files.items() if what == "spoof" and s == seed}
+    tables = {v: ViewTable.load(f) for (what, v, s), f in evidence.files.items() if what == "shifts" and s == seed}
     curves = {v: spoofing_curve(t, relative=True) for v, t in sorted(tables.items()) if len(t.views) > 1}
     untold = {v: float(t.correct_VN.mean()) for v, t in sorted(tables.items()) if len(t.views) == 1}
     title = f"seed {seed}, {evidence.plan.group.rpartition('/')[2]}"
