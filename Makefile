@@ -7,7 +7,8 @@
 #: INIT_FROM=DIR         stage 2 starts from this folder, instead of from a stage 1 of ours
 #: RESUME=1              goes on from the newest valid checkpoints
 #: FAST=1                forty steps, to see that all runs; such runs have names of their own
-#: SEED=N DEVICES=N NODES=N JOBS=N ARGS="..."   seed, GPUs, machines, twins at a time, options added to the command
+#: SEED=N DEVICES=N NODES=N JOBS=N   seed, GPUs, machines, twins at a time
+#: ARGS="..." ARGS2="..."   options added to the command (make stage2: to both stages); to stage 2 and its twins alone
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -46,7 +47,7 @@ OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(
 resume = $(if $(and $(RESUME),$(wildcard $(1)/latest/checkpoints/step=*.ckpt)),--resume true)
 FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
-STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES)
+STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES) $(ARGS2)
 
 .PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
 
@@ -145,5 +146,5 @@ lock: setup  ## requirements.lock: every package with its version and hashes
 	  --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28; \
 	  } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
-clean:  ## removes runs and shards, keeps the environment
+clean:  ## removes runs, reports and every corpus in data_shards, keeps the environment
 	rm -rf runs reports data_shards/*/

@@ -5,7 +5,7 @@ are quantised in place (`from_pretrained` would need a 17 GB file first); what i
 training uses. Printed: questions per second, ratio to T2, fraction of the arithmetic floor, peak memory, and how far
 bfloat16 gradients are from a float32 reference, ours beside the baseline's own: packing must not add to that error.
 
-Floor: 6 operations per weight and token less the gradient of frozen weights, as in performance.md's table: 28.8 GFLOP a
+Floor: 6 operations per weight and token less the gradient of frozen weights, 28.8 GFLOP a
 token for 6.946 B linear weights and rank 64, at the device's dense bfloat16 peak as realised by large products.
 """
 
@@ -73,6 +73,7 @@ def _quantised(linear: nn.Linear, device: torch.device, dtype: torch.dtype) -> n
     )
     weight = linear.weight.detach().cpu() if device.type == "cpu" else linear.weight.detach()
     made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True).to(device)
+    made.weight.quant_state.dtype = dtype  # the backward writes the weight out in this, the forward in its input's
     return made
 
 

@@ -3,5 +3,9 @@
 # Usage: bench/h200.sh [--size 8b] [--rounds 5]     Writes bench/results/gpu.json and prints the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+"$python" -c 'import datasets, peft, trl' || {
+  echo "the peers are missing: $python -m pip install -c constraints.txt -e '.[bench]'" >&2; exit 2; }
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}  # on several, the peers' trainer would scale its loss
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTORCH_ALLOC_CONF=expandable_segments:True
-exec timeout 600 "${PYTHON:-.venv/bin/python}" -m bench.gpu "$@"
+exec timeout 600 "$python" -m bench.gpu "$@"

@@ -70,7 +70,7 @@ def figures(results: dict[str, Any]) -> list[str]:
         of(
             "evaluation",
             lambda x: (
-                f"{x['ratio']:.1f}x, {x['identical_answers']:.0%} identical ({x['distinct_answers']} different ones)"
+                f"{x['ratio']:.1f}x, {x['identical_answers']:.0%} of answers identical ({x['distinct_answers']} distinct texts)"
             ),
         ),
     ]

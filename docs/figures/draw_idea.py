@@ -44,7 +44,7 @@ def draw_ranks(ax: Any, gate: ContinuousGate, gsd_m: float, *, first: bool) -> N
         ax.bar(where, np.ones(len(where)), width=0.8, color="#EEEEEE")
         ax.bar(where, h_r[ranks], width=0.8, color=RANK_TIER_STYLES[name].colour)
     ax.set(xlim=(-1, RANK), ylim=(0, 1.02), xticks=[], yticks=[0, 1] if first else [])
-    ax.set_xlabel(f"{h_r.sum():.0f} of {RANK} ranks open", fontsize=9)
+    ax.set_xlabel(f"sum of h: {h_r.sum():.0f} of {RANK}", fontsize=9)
     if first:
         ax.set_ylabel("gate h", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
@@ -62,7 +62,7 @@ def draw_curves(ax: Any, gate: ContinuousGate) -> None:
     for i in SHOWN:
         ax.axvline(GSDS_M[i], color="#555555", linewidth=0.9, linestyle=":")
     gsd_axis(ax, "x", label="GSD", limits_m=(0.02, 100.0))
-    ax.set_ylabel(r"$h_k(s)=\sigma(\alpha\,(\tau_k-s))$")
+    ax.set_ylabel(r"$h_k(s)=\mathrm{sigmoid}(\mathrm{sharpness}\,(\tau_k-s))$")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", fontsize=9, frameon=False)
 

@@ -5,7 +5,9 @@ display, no leak over ten thousand steps. Colours are Okabe and Ito's (2008); li
 grey print is still readable.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,23 @@ class LineStyle:
     """Colour and dash of one series."""
 
     colour: str
-    dash: str
+    dash: str | tuple[int, tuple[int, ...]]
 
+
+VARIANT_STYLES = {
+    "ours": LineStyle(colour=BLUE, dash="-"),
+    "gsd_text": LineStyle(colour=ORANGE, dash="--"),
+    "bucketed": LineStyle(colour=GREEN, dash="-."),
+    "plain_lora": LineStyle(colour=PURPLE, dash=":"),
+}
+"""Series of ours and its twins, the same in every figure."""
+
+SERIES_STYLES = (
+    *VARIANT_STYLES.values(),
+    LineStyle(colour=VERMILION, dash=(0, (5, 1, 1, 1, 1, 1))),
+    LineStyle(colour=SKY, dash="--"),
+)
+"""Series that have no colour of their own, in this order."""
 
 RANK_TIER_STYLES = {
     "object": LineStyle(colour=VERMILION, dash="-"),
@@ -42,6 +59,13 @@ CUE_STYLES = {
     "cue unknown": LineStyle(colour=GREY, dash="s"),
 }
 """Markers of images by whether their scale can be read from them."""
+
+
+def styles_of(names: Sequence[str]) -> dict[str, LineStyle]:
+    """A style for each series: a variant's own, or the next that none of them has."""
+    own = {name: VARIANT_STYLES[name] for name in names if name in VARIANT_STYLES}
+    free = cycle(style for style in SERIES_STYLES if style not in own.values())
+    return {name: own.get(name) or next(free) for name in names}
 
 
 def new_figure(

@@ -8,6 +8,7 @@ and wait for each other where their numbers of micro-batches differ.
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 
 from scaleearth_pl.core.errors import ShardError
 from scaleearth_pl.data.packing import auto_token_budget
@@ -17,8 +18,13 @@ def agreed_budget(trainer: pl.Trainer | None, micro_token_budget: int | Literal[
     """Tokens of a micro-batch: as stated, or rank 0's answer to "auto", so that all run equally many."""
     if micro_token_budget != "auto":
         return int(micro_token_budget)
-    budget = auto_token_budget()
+    budget = auto_token_budget(device_of(trainer))
     return budget if trainer is None or trainer.world_size == 1 else int(trainer.strategy.broadcast(budget))
+
+
+def device_of(trainer: pl.Trainer | None) -> torch.device:
+    """Where batches go: this rank's device, or the host where nobody trains."""
+    return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
 
 def refuse_different_plans(trainer: pl.Trainer | None, facts: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.data.agreement import agreed_budget, refuse_different_plans
+from scaleearth_pl.data.agreement import agreed_budget, device_of, refuse_different_plans
 from scaleearth_pl.data.controls import Controls
 from scaleearth_pl.data.plan import PlanSettings
 from scaleearth_pl.data.processor import GSD_TEXT_RESERVE, GsdText, Processor
@@ -297,6 +297,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
             self._position if kind == "train" else from_the_start,
             num_workers=self.num_workers,
             timeout_s=self.loader_timeout_s,
+            pin=device_of(self.trainer).type == "cuda",
         )
 
     def _position(self) -> int:

@@ -32,14 +32,14 @@ MicroBatches = tuple[tuple[int, ...], ...]
 """Micro-batches of one rank, each a tuple of positions in the step; an empty tuple is a weightless one."""
 
 
-def auto_token_budget() -> int:
-    """Micro-batch budget in tokens: a constant on CPU, on CUDA half of the memory that is free now.
+def auto_token_budget(device: torch.device) -> int:
+    """Micro-batch budget in tokens: a constant on CPU, on CUDA half of the memory that is free on `device` now.
 
     The free memory differs between ranks and moments, so the caller must share one rank's answer with all.
     """
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return CPU_TOKEN_BUDGET
-    free_bytes, _ = torch.cuda.mem_get_info()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
     budget = int(np.clip(0.5 * free_bytes / BYTES_PER_TOKEN, 2_048, 65_536))
     log.info("micro_token_budget auto: %d tokens (%.1f GiB free)", budget, free_bytes / 2**30)
     return budget

@@ -59,7 +59,15 @@ class PlanSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Items:
-    """All trees that may be read. Tree n is image `row_N[n]` with the questions `question_Q[first_N[n]:last_N[n]]`."""
+    """All trees that may be read. Tree n is image `row_N[n]` with the questions `question_Q[first_N[n]:last_N[n]]`.
+
+    Attributes:
+        row_N: row of the image in the corpus's index.
+        part_N, n_parts_N: which of the trees of its image, and of how many.
+        first_N, last_N: its questions' range in `question_Q`, which holds numbers of questions within a sample.
+        cost_N: tokens in all; `prefix_N` of the image's prefix, `branch_N` of the longest question.
+        dropped_N: questions of the image that are too long for any tree, counted in its first.
+    """
 
     row_N: Ints
     part_N: Ints
@@ -103,24 +111,24 @@ def make_items(
     use_Q = wanted_Q & (lengths.branch_Q <= settings.max_branch_tokens)
     wanted_R, kept_R = (np.bincount(row_Q[mask_Q], minlength=len(lengths.rows)) for mask_Q in (wanted_Q, use_Q))
     parts_R = -(-kept_R // settings.max_branches)
-    local_R = np.repeat(np.arange(len(lengths.rows)), parts_R)
-    part_N = np.arange(len(local_R)) - np.repeat(np.cumsum(parts_R) - parts_R, parts_R)
-    start_N = (np.cumsum(kept_R) - kept_R)[local_R]
-    first_N = start_N + part_N * kept_R[local_R] // np.maximum(1, parts_R[local_R])
-    last_N = start_N + (part_N + 1) * kept_R[local_R] // np.maximum(1, parts_R[local_R])
+    image_N = np.repeat(np.arange(len(lengths.rows)), parts_R)
+    part_N = np.arange(len(image_N)) - np.repeat(np.cumsum(parts_R) - parts_R, parts_R)
+    start_N = (np.cumsum(kept_R) - kept_R)[image_N]
+    first_N = start_N + part_N * kept_R[image_N] // np.maximum(1, parts_R[image_N])
+    last_N = start_N + (part_N + 1) * kept_R[image_N] // np.maximum(1, parts_R[image_N])
     branch_Q = lengths.branch_Q[use_Q]
     total_Q = np.concatenate([[0], np.cumsum(branch_Q)])
-    prefix_N = lengths.prefix_R[local_R] + settings.reserve_tokens
+    prefix_N = lengths.prefix_R[image_N] + settings.reserve_tokens
     return Items(
-        row_N=lengths.rows[local_R],
+        row_N=lengths.rows[image_N],
         part_N=part_N,
-        n_parts_N=parts_R[local_R],
+        n_parts_N=parts_R[image_N],
         first_N=first_N,
         last_N=last_N,
         cost_N=prefix_N + total_Q[last_N] - total_Q[first_N],
         prefix_N=prefix_N,
         branch_N=np.maximum.reduceat(branch_Q, first_N) if len(first_N) else first_N,
-        dropped_N=np.where(part_N == 0, (wanted_R - kept_R)[local_R], 0),
+        dropped_N=np.where(part_N == 0, (wanted_R - kept_R)[image_N], 0),
         question_Q=(np.arange(len(row_Q)) - lengths.first_Q[row_Q])[use_Q],
     )
 

@@ -16,7 +16,6 @@ from itertools import chain
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -256,7 +255,9 @@ def from_the_start() -> int:
     return 0
 
 
-def make_loader(dataset: StepDataset, position: Callable[[], int], *, num_workers: int, timeout_s: float) -> StepLoader:
+def make_loader(
+    dataset: StepDataset, position: Callable[[], int], *, num_workers: int, timeout_s: float, pin: bool
+) -> StepLoader:
     """A loader of whole steps; the same batches in the same order for any number of workers.
 
     Args:
@@ -264,6 +265,7 @@ def make_loader(dataset: StepDataset, position: Callable[[], int], *, num_worker
         position: global step at which a pass starts.
         num_workers: processes that read ahead, 0 for none.
         timeout_s: a worker that is silent for longer is an error (a stopped worker would hang for ever).
+        pin: hand batches out in pinned memory, for a GPU to fetch.
     """
     return StepLoader(
         dataset,
@@ -271,7 +273,7 @@ def make_loader(dataset: StepDataset, position: Callable[[], int], *, num_worker
         sampler=StepSampler(len(dataset), position),
         num_workers=num_workers,
         timeout=timeout_s if num_workers else 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )
 
 

@@ -2,10 +2,10 @@
 
 - *majority*: the commonest answer of each question type of each source among the evaluated questions themselves, the
   best that a constant per source and type can reach.
-- *question only*: the commonest answer to this question text in train.
+- *question only*: the commonest answer to this question text in what the models were trained on, both stages.
 - *question + GSD*: the same, by question and a bin of log10 GSD, or by a law fitted to it. What it gains over question
-  only is what the metadata give away without an image (extent is GSD times pixels); the fairness rule caps it at 10 %
-  of scale-specific questions.
+  only is what the metadata give away without an image (extent is GSD times pixels). The fairness rule is stricter and
+  elsewhere: at most 10 % of scale-specific questions may be *decided* so (`prepare/world/floors.py`).
 - *image only*: what the image gives without the GSD. No table can look at an image, so this is by definition the
   accuracy of a model that sees image and question but is not told the GSD: the plain LoRA twin, or stage 1. It is
   passed in; where no such run is given it is null, never guessed.
@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.run_files import Prediction
+from scaleearth_pl.core.run_files import PREDICTIONS, Prediction
 from scaleearth_pl.evaluation.blind import Answerer, LookUp, PowerLaw
 from scaleearth_pl.evaluation.groups import group_masks, group_means
+from scaleearth_pl.evaluation.pairing import refuse_other_questions
 from scaleearth_pl.evaluation.question_tables import QuestionRow, read_tables
 
 BIN_WIDTHS_DECADES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -86,8 +87,7 @@ def compute_floors(
     """
     masks = group_masks(predictions)
     majority = group_means(majority_verdicts(predictions), masks)
-    seen = None if image_only is None else {row.key: row.correct for row in image_only}
-    image_floor = None if seen is None else group_means(_verdicts(predictions, seen), masks)
+    image_floor = None if image_only is None else group_means(_of_the_same(predictions, image_only), masks)
     if corpus_root is None:
         return Floors(majority=majority, image_only=image_floor)
     train, val, evaluated = read_tables(corpus_root, predictions)
@@ -108,6 +108,14 @@ def compute_floors(
         scale_specific_from_gsd=question_gsd[family] - question_only[family] if family in masks else None,
         chosen=with_gsd.chosen,
     )
+
+
+def _of_the_same(predictions: Sequence[Prediction], others: Sequence[Prediction]) -> NDArray[np.float64]:
+    """Right and wrong of another run on these very questions."""
+    keys = {row.key for row in predictions}
+    shared = [row for row in others if row.key in keys]
+    refuse_other_questions(predictions, shared, file=PREDICTIONS, remedy="test both runs on the same corpus and split")
+    return _verdicts(predictions, {row.key: row.correct for row in shared})
 
 
 def choose_floor(

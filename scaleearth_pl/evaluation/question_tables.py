@@ -1,8 +1,8 @@
-"""Questions of train, val and of an evaluation, read from the shards as a blind answerer may see them.
+"""Questions that models trained on, of val and of an evaluation, read from the shards as a blind answerer may see them.
 
 Only the JSON members are read, never a pixel. The evaluated questions are looked up by (image_id, qa_id), so a run that
 evaluated part of a split is compared with floors on that part. An evaluated image that was trained on is
-refused: that is a leak, not a floor.
+refused: that is a leak, not a floor. So is a corpus that asks something else under the same ids: it was built anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,16 +33,21 @@ class QuestionRow:
 def read_tables(
     corpus_root: Path, predictions: Sequence[Prediction]
 ) -> tuple[list[QuestionRow], list[QuestionRow], list[QuestionRow]]:
-    """Question tables of train, val and of the evaluated questions, read from the shards' JSON alone."""
+    """Question tables of all splits that a stage trains on, of val, and of the evaluated questions.
+
+    Raises:
+        ConfigError: an evaluated image is not in the corpus, was trained on, or is asked other questions there.
+        IndexSchemaError: the corpus has no index, or no split train or val.
+    """
     index = ShardIndex.load(corpus_root)
     reader = ShardReader(index)
     row_of = {image_id: row for row, image_id in enumerate(index.text["image_id"])}
-    wanted = {p.key for p in predictions}
+    wanted = {p.key: (p.question, p.answer) for p in predictions}
     try:
-        train_rows, val_rows = (index.rows((split,)).tolist() for split in ("train", "val"))
+        trained_on = ("train", *(split for split in TRAINED_SPLITS if split in index.splits and split != "train"))
+        train_rows, val_rows = (index.rows(splits).tolist() for splits in (trained_on, ("val",)))
         rows = [_row_of(row_of, image_id, corpus_root) for image_id in sorted({image for image, _ in wanted})]
-        trained_on = tuple(split for split in TRAINED_SPLITS if split in index.splits)
-        leaked = sorted(set(rows) & set(index.rows(trained_on).tolist()))
+        leaked = sorted(set(rows) & set(train_rows))
         if leaked:
             raise ConfigError(
                 f"{len(leaked)} evaluated images were trained on",
@@ -54,7 +59,23 @@ def read_tables(
         tables = [[q for row in part for q in _questions(reader, row)] for part in (train_rows, val_rows, rows)]
     finally:
         reader.close()
-    return tables[0], tables[1], [q for q in tables[2] if (q.image_id, q.qa_id) in wanted]
+    asked = [q for q in tables[2] if (q.image_id, q.qa_id) in wanted]
+    _refuse_others(asked, wanted, corpus_root)
+    return tables[0], tables[1], asked
+
+
+def _refuse_others(
+    asked: Sequence[QuestionRow], wanted: Mapping[tuple[str, str], tuple[str, str]], corpus_root: Path
+) -> None:
+    others = [(q.image_id, q.qa_id) for q in asked if wanted[q.image_id, q.qa_id] != (q.question, q.answer)]
+    if others:
+        raise ConfigError(
+            f"the corpus asks something else under {len(others)} of the answered ids",
+            file=corpus_root,
+            field="(image_id, qa_id)",
+            value=others[0],
+            remedy="it was built anew: train and test on it, or name the corpus that the run was evaluated on",
+        )
 
 
 def _row_of(row_of: Mapping[str, int], image_id: str, corpus_root: Path) -> int:

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scaleearth_pl.core.figures import BLACK, BLUE, ORANGE, PURPLE, new_figure
-
-_COLOURS = (BLUE, ORANGE, PURPLE)
+from scaleearth_pl.core.figures import BLACK, new_figure, styles_of
 
 
 def save_versus_figure(path: Path, versus: Mapping[str, Mapping[str, Any]]) -> None:
@@ -19,7 +17,7 @@ def save_versus_figure(path: Path, versus: Mapping[str, Mapping[str, Any]]) -> N
     groups = [name for name in next(iter(versus.values()))["groups"] if not name.startswith("by_type/")]
     height = 1.2 + 0.28 * len(groups) * len(versus)
     figure, (ax,) = new_figure(panel_size=(6.4, height))
-    thickness = 0.8 / len(versus)
+    thickness, styles = 0.8 / len(versus), styles_of(list(versus))
     for i, (twin, entry) in enumerate(versus.items()):
         rows = [entry["groups"][name] for name in groups]
         middle = np.array([100 * row["estimate"] for row in rows])
@@ -31,7 +29,7 @@ def save_versus_figure(path: Path, versus: Mapping[str, Mapping[str, Any]]) -> N
             middle,
             height=0.9 * thickness,
             xerr=reach,
-            color=_COLOURS[i % len(_COLOURS)],
+            color=styles[twin].colour,
             ecolor=BLACK,
             capsize=2,
             label=twin,

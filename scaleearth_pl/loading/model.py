@@ -70,7 +70,7 @@ def build_model(
         dtype=meta.extra.get("dtype", "float32"),
         keep_dequantized=precision == "dequantised" and not (Path(source) / BASE_ORIGIN).is_file(),
     )
-    backbone = build_backbone(config, token_ids=processor.token_ids)
+    backbone = build_backbone(config, token_ids=processor.token_ids, device=_device(device))
     _check_patches(backbone, processor, source)
     model = ScaleEarth(backbone=backbone, adapters=meta.adapters, head=meta.sse_u, resolver=meta.resolver)
     apply_adapter(adapter, adapters=model.adapters, gsd_head=model.gsd_head)

@@ -98,20 +98,24 @@ def silence_loading() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def build_backbone(config: BackboneConfig, *, token_ids: TokenIds, source: str | None = None) -> Any:
+def build_backbone(
+    config: BackboneConfig, *, token_ids: TokenIds, source: str | None = None, device: torch.device | None = None
+) -> Any:
     """A `Qwen3VLForConditionalGeneration`, ready for `shared_image`; all its parameters require gradients if they can.
 
     Args:
         config: see `BackboneConfig`.
         token_ids: of the tokenizer that the data was made with.
         source: used instead of `config.source`, such as the folder that stage 1 wrote.
+        device: where 4-bit weights are made; None is torch's default device, the host unless one is set. Left to
+            itself transformers takes the current GPU, whatever the model is for.
 
     Raises:
         ConfigError: nf4 asked of the tiny random model.
         CheckpointError: a folder that is absent, incomplete, quantised already, or made for another tokenizer.
     """
     source = config.source if source is None else source
-    model = _tiny(config, token_ids) if source == TINY else _loaded(config, token_ids, source)
+    model = _tiny(config, token_ids) if source == TINY else _loaded(config, token_ids, source, device)
     model.set_attn_implementation(
         {"text_config": TREE_ATTENTION if config.attention == "tree" else "sdpa", "vision_config": "sdpa"}
     )
@@ -146,17 +150,19 @@ def _tiny(config: BackboneConfig, ids: TokenIds) -> Any:
     return model.to(getattr(torch, config.dtype))
 
 
-def _loaded(config: BackboneConfig, ids: TokenIds, source: str) -> Any:
+def _loaded(config: BackboneConfig, ids: TokenIds, source: str, device: torch.device | None) -> Any:
     offline = Path(source).is_dir() or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     dtype = getattr(torch, config.dtype)
     try:
         _refuse_quantised(Qwen3VLConfig.from_pretrained(source, local_files_only=offline), source)
-        if config.quantise == "nf4":
+        nf4 = config.quantise == "nf4"
+        if nf4:
             import_bitsandbytes()
         model, report = Qwen3VLForConditionalGeneration.from_pretrained(
             source,
             dtype=dtype,
-            quantization_config=_nf4(dtype) if config.quantise == "nf4" else None,
+            quantization_config=_nf4(dtype) if nf4 else None,
+            device_map={"": str(device or torch.get_default_device())} if nf4 else None,
             local_files_only=offline,
             use_safetensors=True,  # those are the files that `adapter_files.base_hash` reads
             output_loading_info=True,

@@ -110,7 +110,7 @@ class ContinuousGate(Gate):
         return self.config.sharpness if self.log_sharpness is None else self.log_sharpness.exp()
 
     def forward(self, log10_gsd_G: Float[Tensor, " G"], sigma_G: Float[Tensor, " G"]) -> Float[Tensor, "G r"]:
-        """E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2)."""
+        """`openness` of this gate alone. Training asks `openness` for all gates at once: an edit belongs there."""
         return openness(self.thresholds[None], self.sharpness, log10_gsd_G, sigma_G)[0]
 
 
@@ -120,7 +120,9 @@ def openness(
     log10_gsd_G: Float[Tensor, " G"],
     sigma_G: Float[Tensor, " G"],
 ) -> Float[Tensor, "M G r"]:
-    """The marginal gate of M modules at G scales: the slope loses what sigma takes.
+    """THE FORMULA, E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2): the slope loses what sigma takes.
+
+    The only place where it stands: training, answers, charts and `export` all come here, for M modules at G scales.
 
     Args:
         tau_Mr: thresholds, log10 metres.

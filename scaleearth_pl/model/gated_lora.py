@@ -85,14 +85,14 @@ class AdapterConfig:
         if self.lora_alpha <= 0:
             raise ConfigError(
                 "lora_alpha must be positive",
-                field="lora.lora_alpha",
+                field="adapters.lora_alpha",
                 value=self.lora_alpha,
                 remedy="the paper uses 32",
             )
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ConfigError(
                 "targets must be distinct names, at least one",
-                field="lora.targets",
+                field="adapters.targets",
                 value=self.targets,
                 remedy=f"the paper adapts {LORA_TARGETS}",
             )
@@ -221,7 +221,7 @@ def _find_targets(backbone: nn.Module, targets: tuple[str, ...], inside: str) ->
         if target not in last.values():
             raise TargetModuleError(
                 f"LoRA target matches no linear layer in {inside}",
-                field="lora.targets",
+                field="adapters.targets",
                 value=target,
                 remedy=f"linear layers there are {sorted(set(last.values()))}",
             )

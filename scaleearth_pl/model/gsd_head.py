@@ -74,13 +74,13 @@ class GsdHeadConfig:
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
-            raise ConfigError("SSE-U needs a hidden unit", field="sse_u.hidden", value=self.hidden, remedy="try 256")
+            raise ConfigError("SSE-U needs a hidden unit", field="head.hidden", value=self.hidden, remedy="try 256")
         if self.depth < 1:
-            raise ConfigError("SSE-U needs a hidden layer", field="sse_u.depth", value=self.depth, remedy="try 1 or 3")
+            raise ConfigError("SSE-U needs a hidden layer", field="head.depth", value=self.depth, remedy="try 1 or 3")
         if not -math.inf < self.log_var_min < LOG_VAR_AT_START < self.log_var_max < math.inf:
             raise ConfigError(
                 f"the range of the log variance must be finite and hold its start, {LOG_VAR_AT_START:.2f}",
-                field="sse_u.log_var_min, sse_u.log_var_max",
+                field="head.log_var_min, head.log_var_max",
                 value=(self.log_var_min, self.log_var_max),
                 remedy="the defaults are -9 and 4",
             )

@@ -178,7 +178,7 @@ class VarlenCudaFlash:
             v_TJD.index_select(0, keys.rows_R),
             queries.cumulative_N1,
             keys.cumulative_N1,
-            queries.max_len,
+            max(2, queries.max_len),  # 1 would make the kernel take every run for one query, also the empty ones
             keys.max_len,
             0.0,
             part.causal,

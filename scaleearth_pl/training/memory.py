@@ -21,21 +21,22 @@ USABLE_SHARE = {"cuda": 0.8, "cpu": 0.5}
 """Of a GPU nearly all is ours; a host has other work, and other ranks."""
 
 
-def device_bytes() -> tuple[int, str]:
-    """Memory of this rank's device, and its kind."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, "cuda"
+def device_bytes(device: torch.device) -> tuple[int, str]:
+    """Memory of a device, and its kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, "cuda"
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cpu"
 
 
-def decide_checkpointing(model: ScaleEarth, *, tokens: int) -> bool:
+def decide_checkpointing(model: ScaleEarth, *, tokens: int, device: torch.device) -> bool:
     """Switches activation checkpointing on where memory demands it; whether it is on.
 
     Args:
         model: before it is wrapped or sharded.
         tokens: of the largest micro-batch that can occur.
+        device: on which it will be trained.
     """
-    total, kind = device_bytes()
+    total, kind = device_bytes(device)
     usable = USABLE_SHARE[kind] * total
     plain = predicted_peak_bytes(model, tokens, checkpointing=False)
     wanted = plain > usable

@@ -52,7 +52,8 @@ class Stage1(TreeTraining):
         )
         self.model = ScaleEarth(backbone=backbone)
         if self.backbone_config.checkpointing == "auto" and self.fitting:
-            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
+            device = self.trainer.strategy.root_device
+            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens, device=device)
         shard_model(self, self.model)
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:

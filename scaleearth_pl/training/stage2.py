@@ -103,14 +103,17 @@ class Stage2(TreeTraining):
             )
         # A link such as stage1/latest may point elsewhere before this run ends.
         self.base = without_links(self.source) if self.source and Path(self.source).is_dir() else self.source
-        backbone = build_backbone(self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids)
+        device = self.trainer.strategy.root_device
+        backbone = build_backbone(
+            self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids, device=device
+        )
         self.model = ScaleEarth(
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
         )
         if self.adapter is not None:
             apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
         if self.backbone_config.checkpointing == "auto" and self.fitting:
-            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens)
+            decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens, device=device)
         if self.device_mesh is not None:
             shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
 

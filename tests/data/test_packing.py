@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.packing import CPU_TOKEN_BUDGET, auto_token_budget, fill, pack_step, split_ranks
@@ -56,8 +57,8 @@ def test_a_tree_over_the_budget_is_refused():
 
 
 def test_auto_budget_without_a_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert auto_token_budget() == CPU_TOKEN_BUDGET
+    """Asked for the device of the run, whatever else the host has."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (80 * 2**30, 80 * 2**30))
-    assert 4_096 < auto_token_budget() < 8_192
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (80 * 2**30, 80 * 2**30))
+    assert auto_token_budget(torch.device("cpu")) == CPU_TOKEN_BUDGET
+    assert 4_096 < auto_token_budget(torch.device("cuda")) < 8_192

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import Prediction, SseuReading
 from scaleearth_pl.evaluation.bootstrap import Places
-from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs
+from scaleearth_pl.evaluation.falsify import figures, findings, measure, runs, takeover
 from scaleearth_pl.evaluation.falsify.options import refuse_mixing
 from scaleearth_pl.evaluation.falsify.plan import Plan
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, Statistic, holm, judge
@@ -221,9 +221,10 @@ def test_runs_are_taken_over_only_from_this_corpus_and_stage_1(tmp_path: Path) -
     (latest / "predictions.jsonl").touch()
     record = {"corpus_hash": "abc", "stage1": str(stage1 / "v1/hf")}
     (latest / "run.json").write_text(json.dumps(record))
+    (latest / "config.yaml").write_text("{}")
 
     def taken_over() -> bool:
-        return runs.finished(tmp_path / "ours", root, needs="predictions.jsonl", stage1=stage1)
+        return takeover.finished(tmp_path / "ours", root, needs="predictions.jsonl", command=(), stage1=stage1)
 
     assert taken_over()
     (stage1 / "v2/hf").mkdir(parents=True)

@@ -5,8 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
-from scaleearth_pl.evaluation.falsify import runs
+from scaleearth_pl.evaluation.falsify import runs, takeover
 from scaleearth_pl.evaluation.falsify.plan import Plan
 
 REGISTERED = Path(__file__).parents[2] / "experiments/falsify/hypotheses.yaml"
@@ -27,10 +28,13 @@ def setting(tmp_path: Path) -> runs.Setting:
         latest = setting.stage1(seed) / "latest"
         (latest / "hf").mkdir(parents=True)
         (latest / "run.json").write_text(json.dumps({"corpus_hash": "abc"}))
+        (latest / "config.yaml").write_text(yaml.safe_dump(takeover.stated(runs.stage1_job(setting, seed).command)))
         ours = setting.run("ours", seed) / "latest"
         ours.mkdir(parents=True)
         (ours / "predictions.jsonl").touch()
         (ours / "run.json").write_text(json.dumps({"corpus_hash": "abc", "stage1": str(latest / "hf")}))
+        config = takeover.stated(runs.variant_job(Plan.load(REGISTERED), setting, "ours", seed).command)
+        (ours / "config.yaml").write_text(yaml.safe_dump(config))
     return setting
 
 
@@ -66,3 +70,48 @@ def test_a_new_stage_1_trains_every_variant_again(setting: runs.Setting) -> None
     (first,) = runs.missing(plan, setting, 2)
     assert first.name == setting.stage1(2).name
     assert [job.name for job in first.then] == [setting.run(name, 2).name for name in plan.variants]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trainer.max_steps", 50),
+        ("seed_everything", 2),
+        ("model.init_args.optim.lr", 2e-3),
+        ("model.init_args.adapters.gate.kind", "open"),
+        ("model.init_args.head", None),
+        ("data.limit_images", 64),
+        ("data.gsd_text", "metres"),
+        ("data.train_splits", ["train", "stage1"]),
+    ],
+)
+@pytest.mark.parametrize("experiment", ["stage1", "ours"])
+def test_what_another_command_made_is_trained_again_and_the_setting_named(
+    setting: runs.Setting, capsys: pytest.CaptureFixture[str], experiment: str, name: str, value: object
+) -> None:
+    """As `make stage2 ARGS=...` leaves it; stage 1 is taken over whole or not at all."""
+    plan = Plan.load(REGISTERED)
+    path = (setting.stage1(1) if experiment == "stage1" else setting.run("ours", 1)) / "latest/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    *above, last = name.split(".")
+    place = config
+    for key in above:
+        place = place.setdefault(key, {})
+    if last not in place:
+        pytest.skip("a setting that this stage does not state")
+    place[last] = value
+    path.write_text(yaml.safe_dump(config))
+    lacking = [job.name for job in runs.missing(plan, setting, 1)]
+    assert (setting.stage1(1).name if experiment == "stage1" else setting.run("ours", 1).name) in lacking
+    assert f"{name} is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data.num_workers", "trainer.devices", "model.init_args.backbone.source"])
+def test_what_changes_no_result_is_not_compared(setting: runs.Setting, name: str) -> None:
+    assert name in takeover.CHANGES_NO_RESULT
+    assert takeover.first_difference({"a": {"b": 1}, "c": "1e-3"}, {"a": {"b": 1.0, "x": 2}, "c": 1e-3}) is None
+    *above, last = name.split(".")
+    wanted, found = {last: 1}, {last: 2}
+    for key in reversed(above):
+        wanted, found = {key: wanted}, {key: found}
+    assert takeover.first_difference(wanted, found) is None

@@ -1,17 +1,18 @@
 """Floors: blind answerers reach exactly what the question, or question and GSD, give away."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.sample import Question
+from scaleearth_pl.core.sample import TRAINED_SPLITS, Question
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.evaluation.blind import LookUp, PowerLaw
 from scaleearth_pl.evaluation.floors import compute_floors, majority_verdicts
 from scaleearth_pl.evaluation.groups import correctness, group_masks, group_means, nested
-from scaleearth_pl.evaluation.question_tables import QuestionRow
+from scaleearth_pl.evaluation.question_tables import QuestionRow, read_tables
 
 
 def coin(split, i, what):
@@ -95,6 +96,23 @@ def test_leaks_strangers_and_other_questions_are_refused(corpus, prediction):
         compute_floors(rows, corpus_root=root, image_only=rows[1:])
     with pytest.raises(ConfigError, match="same questions"):
         compute_floors([prediction(image_id="test-0", qa_id="new")], corpus_root=root)
+    for change in ({"answer": "another"}, {"question": "How wide is the river?"}):
+        anew = [replace(rows[0], **change), *rows[1:]]
+        with pytest.raises(ConfigError, match="built anew"):
+            compute_floors(anew, corpus_root=root)
+        with pytest.raises(ConfigError, match="same questions"):
+            compute_floors(rows, corpus_root=root, image_only=anew)
+
+
+def test_a_blind_answerer_has_read_what_the_models_were_trained_on(corpus, prediction):
+    """What stage 1 was asked counts, too; val does not."""
+    root = corpus(mixed, sizes={"train": 6, "stage1": 6, "val": 4, "test": 4})
+    index = ShardIndex.load(root)
+    train, val, asked = read_tables(root, evaluated(root, prediction))
+    splits = {index.text["image_id"][row]: split for split in index.splits for row in index.rows((split,)).tolist()}
+    assert {splits[q.image_id] for q in train} == set(TRAINED_SPLITS)
+    assert {splits[q.image_id] for q in val} == {"val"}
+    assert {splits[q.image_id] for q in asked} == {"test"}
 
 
 def row(**changes):

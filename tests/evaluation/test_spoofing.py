@@ -7,13 +7,14 @@ from fakes.tables import view_table
 from PIL import Image
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.figures import VARIANT_STYLES, styles_of
 from scaleearth_pl.evaluation.bootstrap import place_means
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.table import ViewTable, tabulate
 from scaleearth_pl.evaluation.evaluator.views import SPOOF_GRID_M, View, shift_views, spoof_views
 from scaleearth_pl.evaluation.falsify.measure import SHIFTS_DECADES
 from scaleearth_pl.evaluation.protocols.spoofing import smoothness, spoofing_curve
-from scaleearth_pl.evaluation.protocols.spoofing_figure import STYLES, save_spoofing_figure
+from scaleearth_pl.evaluation.protocols.spoofing_figure import save_spoofing_figure
 from scaleearth_pl.model.gate import GateConfig
 
 ORACLE = View(policy="metadata")
@@ -85,6 +86,14 @@ def test_figure(tmp_path):
         assert picture.width > 400
     save_spoofing_figure(tmp_path / "g.png", curves, floor=0.4, edges=(0.5,), untold={"B2": 0.5})
     row_of = {name: np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("f.png", "g.png")}
-    third = tuple(int(STYLES[2].colour[i : i + 2], 16) for i in (1, 3, 5))  # a level line in the next style's colour
+    colour = styles_of([*curves, "B2"])["B2"].colour  # a level line in a colour of its own
+    third = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
     longest = {name: int((pixels == third).all(-1).sum(1).max()) for name, pixels in row_of.items()}
     assert longest["f.png"] == 0 and longest["g.png"] > 150
+
+
+def test_a_variant_has_one_colour_in_every_figure_and_others_take_what_is_left():
+    some = styles_of(["bucketed", "a", "ours", "b"])
+    assert (some["ours"], some["bucketed"]) == (VARIANT_STYLES["ours"], VARIANT_STYLES["bucketed"])
+    assert len({style.colour for style in some.values()}) == len(some)
+    assert len(styles_of([f"model {i}" for i in range(20)])) == 20

@@ -84,9 +84,12 @@ def test_seconds_come_from_run_stage_one_make_and_command_line(run_folder, predi
 def test_details_hold_intervals_floors_cues_and_rsvqa(folder, prediction):
     rows = RunFolder.load(folder).predictions
     more = [
-        prediction(image_id=f"r{i}", place_id="r", source="rsvqa_lr", type="count", answer=str(i), prediction="5")
+        prediction(
+            image_id=f"r{i}", place_id="r", source="rsvqa_lr", qa_id=f"rsvqa_lr-q{i}", type="count", answer=str(i),
+            prediction="5",
+        )
         for i in range(9)
-    ]
+    ]  # fmt: skip
     run = RunFolder.load(folder)
     details = summarise(replace(run, predictions=(*rows, *more)), image_only=(*rows, *more)).details
     low, high = details["accuracy"]["by_family/scale_specific"]["ci95"]

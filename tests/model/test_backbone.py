@@ -15,6 +15,7 @@ from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import (
     UNQUANTISED,
     BackboneConfig,
+    _compiling_refused,
     assert_quantisation,
     build_backbone,
     freeze,
@@ -264,3 +265,10 @@ def test_public_shapes(size, n_linears, linear_billions, all_billions):
 def test_empty_source_is_refused(source):
     with pytest.raises(ConfigError, match=r"backbone\.source"):
         BackboneConfig(source=source)
+
+
+def test_nothing_is_compiled_while_bitsandbytes_is_imported_and_everything_after():
+    compiling = torch.compile
+    with _compiling_refused(), pytest.raises(RuntimeError, match="imported"):
+        torch.compile(torch.nn.Identity())
+    assert torch.compile is compiling

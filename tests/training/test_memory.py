@@ -25,15 +25,15 @@ def test_recomputes_only_where_memory_demands_it(
     assert not model.backbone.is_activation_checkpointing
     needed = predicted_peak_bytes(model, 1_000, checkpointing=False)
     total = needed / memory.USABLE_SHARE["cpu"] * (1.01 if fits else 0.99)
-    monkeypatch.setattr(memory, "device_bytes", lambda: (int(total), "cpu"))
-    assert memory.decide_checkpointing(model, tokens=1_000) is not fits
+    monkeypatch.setattr(memory, "device_bytes", lambda _: (int(total), "cpu"))
+    assert memory.decide_checkpointing(model, tokens=1_000, device=torch.device("cpu")) is not fits
     assert model.backbone.is_activation_checkpointing is not fits
 
 
 def test_a_run_decides_by_its_largest_micro_batch(
     fake_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "device_bytes", lambda: (10**6, "cpu"))
+    monkeypatch.setattr(memory, "device_bytes", lambda _: (10**6, "cpu"))
     facts: dict[str, str] = {}
     monkeypatch.setattr("scaleearth_pl.training.callbacks.preflight.print_facts", facts.update)
     quiet = ["--data.val_splits", "[]", *UNDRAWN]
@@ -88,9 +88,8 @@ def test_an_automatic_budget_needs_no_recomputing(
 ) -> None:
     """The whole budget in one micro-batch, beside 10 GB: a 4-bit 8B model and its adapters with their moments."""
     total = gigabytes * 10**9
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (total, total))
-    budget = packing.auto_token_budget()
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (total, total))
+    budget = packing.auto_token_budget(torch.device("cuda"))
     per_token = bytes_per_token(shape_config(size).text_config, element=2, rank=64)
     assert 10**10 + budget * per_token < memory.USABLE_SHARE["cuda"] * total
     if size == "8b":

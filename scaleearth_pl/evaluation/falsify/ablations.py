@@ -16,7 +16,8 @@ from scaleearth_pl.evaluation.falsify.ablation_effects import effects_of
 from scaleearth_pl.evaluation.falsify.ablation_report import AblationReport, write_ablations
 from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, refuse_mixing, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
-from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
+from scaleearth_pl.evaluation.falsify.runs import Setting, train_missing
+from scaleearth_pl.evaluation.falsify.takeover import corpus_hash
 from scaleearth_pl.evaluation.predictions import read_run
 
 PLAN, OUT, TABLES = Path("experiments/falsify/ablations.yaml"), Path("docs/ablations"), Path("reports/ablations/tables")

@@ -20,7 +20,8 @@ from scaleearth_pl.evaluation.falsify import findings, measure
 from scaleearth_pl.evaluation.falsify.options import command_parser, out_of, refuse_mixing, setting_of
 from scaleearth_pl.evaluation.falsify.plan import OURS, Hypothesis, Plan
 from scaleearth_pl.evaluation.falsify.report import Evidence, verdict_table, write_report
-from scaleearth_pl.evaluation.falsify.runs import Setting, corpus_hash, train_missing
+from scaleearth_pl.evaluation.falsify.runs import Setting, train_missing
+from scaleearth_pl.evaluation.falsify.takeover import corpus_hash
 from scaleearth_pl.evaluation.falsify.verdicts import Finding, judge, withheld
 from scaleearth_pl.evaluation.predictions import RunFolder
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from scaleearth_pl.core.console import progress
+from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.processes import process_pool
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
@@ -195,5 +196,5 @@ def near_truths(images: Iterator[Asked], truths_m: Sequence[float]) -> Iterator[
 def _probe(task: Task, subject: Subject, images: Iterable[Asked], file: Path) -> Path:
     result = probe(read_units(subject, images), n_permutations=task.permutations)
     save_probe_figure(file.with_suffix(".png"), result, title=f"{subject.name}: what each rank dimension knows")
-    file.write_text(json.dumps(result.as_json() | {"null": result.null.tolist()}))
+    write_text(file, json.dumps(result.as_json() | {"null": result.null.tolist()}))
     return file

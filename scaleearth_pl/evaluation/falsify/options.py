@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.falsify.runs import Setting
+from scaleearth_pl.evaluation.falsify.runs import WORKERS, Setting
 
 
 def command_parser(name: str, *, description: str, plan: Path, out: Path) -> argparse.ArgumentParser:
@@ -25,7 +24,7 @@ def command_parser(name: str, *, description: str, plan: Path, out: Path) -> arg
     add("--corpus", type=Path, default=Path("data_shards/world"), help="folder of shards")
     add("--runs", type=Path, default=Path("runs"), help="where runs are, and go")
     add("--out", type=Path, help=f"results and figures (default {out}; of a smoke test, {smoke_test(out)})")
-    add("--workers", type=int, default=min(3, 1 + (os.cpu_count() or 1)), help="processes at a time")
+    add("--workers", type=int, default=WORKERS, help=f"processes at a time (default {WORKERS})")
     add("--fast", action="store_true", help="one seed, forty steps: does everything run? Nothing is concluded")
     return parser
 

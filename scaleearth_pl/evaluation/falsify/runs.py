@@ -1,13 +1,13 @@
 """Trains what is missing: every variant of every seed as a process of its own, a few at a time.
 
 A run is `scaleearth fit`, the very command of the Makefile, in the folder that `make stage2` and `make compare` use too,
-so runs made by either are taken over. A finished run is taken over only if it answers for the corpus that is there now
-(its content hash is in run.json) and grew from the stage 1 of its seed; anything else is trained again, beside it.
+so runs made by either are taken over, where they are what that command would make (`takeover.py`); anything else is
+trained again, beside it.
 
-One thread per process: at tiny size two processes of one thread do about 1.6 times the work of one with two.
+The cores are shared out, at least one thread to a process: at tiny size, on two cores, two processes of one thread do
+about 1.6 times the work of one with two; a third fills the gaps while the others start, load and save.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,10 +18,13 @@ from pathlib import Path
 
 from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.run_files import PREDICTIONS, RUN
+from scaleearth_pl.core.run_files import PREDICTIONS
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
+from scaleearth_pl.evaluation.falsify.takeover import finished
 
 LOG = "falsify.log"
+WORKERS = min(3, 1 + (os.cpu_count() or 1))
+"""Processes at a time, where nobody says otherwise."""
 FAST = ("--trainer.max_steps", "40", "--data.limit_images", "64")
 
 
@@ -40,7 +43,7 @@ class Setting:
     size: str = "tiny"
     corpus: Path = Path("data_shards/world")
     runs: Path = Path("runs")
-    workers: int = 2
+    workers: int = WORKERS
     fast: bool = False
 
     def tag(self, seed: int) -> str:
@@ -66,28 +69,6 @@ class Job:
     then: tuple["Job", ...] = ()
 
 
-def corpus_hash(corpus: Path) -> str:
-    """Content hash of a corpus; `ConfigError` where there is none."""
-    try:
-        return str(json.loads((corpus / "index.json").read_text())["content_hash"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError("no corpus", file=corpus / "index.json", remedy="make shards") from error
-
-
-def finished(folder: Path, corpus: Path, *, needs: str, stage1: Path | None = None) -> bool:
-    """Whether `folder`/latest holds `needs`, was trained on the corpus as it is now, and from `stage1`/latest."""
-    latest = folder / "latest"
-    if not (latest / needs).exists():
-        return False
-    try:
-        record = json.loads((latest / RUN).read_text())
-    except (OSError, ValueError):
-        return False
-    grew_from = None if stage1 is None else (stage1 / "latest/hf").resolve()
-    same = stage1 is None or Path(record.get("stage1") or "").resolve() == grew_from
-    return bool(same and record.get("corpus_hash") == corpus_hash(corpus))
-
-
 def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[str, list[Path]]:
     """Trains and tests what is not there; returns the run folders by variant, in the order of `seeds`.
 
@@ -100,14 +81,16 @@ def train_missing(plan: Plan, setting: Setting, seeds: Sequence[int]) -> dict[st
 
 def missing(plan: Plan, setting: Setting, seed: int) -> list[Job]:
     """What a seed lacks: variants; or a stage 1 and, after it, every variant, for the old ones grew from another."""
-    stage1 = setting.stage1(seed)
-    afresh = not finished(stage1, setting.corpus, needs="hf")
-    variants = [
-        variant_job(plan, setting, name, seed)
-        for name in plan.variants
-        if afresh or not finished(setting.run(name, seed), setting.corpus, needs=PREDICTIONS, stage1=stage1)
+    first = stage1_job(setting, seed)
+    afresh = not finished(first.folder, setting.corpus, needs="hf", command=first.command)
+    variants = [variant_job(plan, setting, name, seed) for name in plan.variants]
+    if afresh:
+        return [replace(first, then=tuple(variants))]
+    return [
+        job
+        for job in variants
+        if not finished(job.folder, setting.corpus, needs=PREDICTIONS, command=job.command, stage1=first.folder)
     ]
-    return [replace(stage1_job(setting, seed), then=tuple(variants))] if afresh else variants
 
 
 def stage1_job(setting: Setting, seed: int) -> Job:

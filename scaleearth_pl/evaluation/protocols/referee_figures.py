@@ -25,6 +25,8 @@ def save_noise_figure(path: Path, reports: Mapping[str, Mapping[str, Any]], *, g
         views = report["groups"][group]["views"]
         for told, colour, dash in ((False, BLUE, "o-"), (True, ORANGE, "s--")):
             points = sorted(_noise_points(views, told))
+            if len(points) < 2:  # no noise was told so
+                continue
             x = [p[0] for p in points]
             y, low, high = (100 * np.array([p[i] for p in points]) for i in (1, 2, 3))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -53,7 +55,7 @@ def save_sse_u_figure(path: Path, report: Mapping[str, Any]) -> None:
             continue
         style = CUE_STYLES[label]
         curve = 100 * np.array(numbers["coverage_curve"])
-        coverage.plot(curve[:, 0], curve[:, 1], style.dash + "-", color=style.colour, markersize=3, label=label)
+        coverage.plot(curve[:, 0], curve[:, 1], f"{style.dash}-", color=style.colour, markersize=3, label=label)
         edges = np.linspace(0, 1, len(numbers["pit"]) + 1)
         pit.stairs(np.array(numbers["pit"]) * len(numbers["pit"]), edges, color=style.colour, label=label)
         bins = np.array(numbers["sigma_bins"])

@@ -1,34 +1,12 @@
 """Figure 10: accuracy over the pseudo-GSD, all models in one chart, bands over places, the truth marked."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from scaleearth_pl.core.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    LineStyle,
-    gsd_axis,
-    new_figure,
-)
+from scaleearth_pl.core.figures import BLACK, GREY, gsd_axis, new_figure, styles_of
 from scaleearth_pl.evaluation.protocols.spoofing import SpoofingCurve
-
-STYLES = (
-    LineStyle(colour=BLUE, dash="-"),
-    LineStyle(colour=ORANGE, dash="--"),
-    LineStyle(colour=VERMILION, dash="-."),
-    LineStyle(colour=GREEN, dash=":"),
-    LineStyle(colour=PURPLE, dash=(0, (5, 1, 1, 1, 1, 1))),  # type: ignore[arg-type]
-    LineStyle(colour=SKY, dash="--"),
-)
 
 
 def save_spoofing_figure(
@@ -52,12 +30,14 @@ def save_spoofing_figure(
     """
     figure, (ax,) = new_figure(panel_size=(6.6, 4.2))
     first = next(iter(curves.values()))
-    styles = cycle(STYLES)
-    for (name, curve), style in zip(curves.items(), styles, strict=False):
+    styles = styles_of([*curves, *(untold or {})])
+    for name, curve in curves.items():
+        style = styles[name]
         x = curve.log10_K if curve.relative else 10.0**curve.log10_K
         ax.fill_between(x, 100 * curve.low_K, 100 * curve.high_K, color=style.colour, alpha=0.15, linewidth=0)
         ax.plot(x, 100 * curve.mean_K, color=style.colour, linestyle=style.dash, marker="o", markersize=3, label=name)
-    for (name, accuracy), style in zip((untold or {}).items(), styles, strict=False):
+    for name, accuracy in (untold or {}).items():
+        style = styles[name]
         ax.axhline(100 * accuracy, color=style.colour, linestyle=style.dash, label=f"{name} (not told)")
     place = (lambda v: v) if first.relative else (lambda v: 10.0**v)
     ax.axvline(place(first.truth), color=BLACK, linewidth=1, linestyle=(0, (2, 2)))
