@@ -213,7 +213,7 @@ def test_rows_name_what_they_mean(subject, corpus, tmp_path):
 
 def test_rsvqa_rows_get_every_matcher(prediction):
     rows = [
-        prediction(qa_id=f"q{i}", source="rsvqa_lr", type=t, answer=a, prediction=p)
+        prediction(qa_id=f"rsvqa_lr-q{i}", source="rsvqa_lr", type=t, answer=a, prediction=p)
         for i, (t, a, p) in enumerate([("count", "403", "427"), ("presence", "yes", "e"), ("presence", "no", "no")])
     ]
     scores = rsvqa_scores(rows)["rsvqa_lr"]

@@ -28,6 +28,10 @@ OFFICIAL = [
     # numbers inside sentences are not read
     ("403", "about 427", "count", "lr", 0), ("12", "12.0", "count", "lr", 0), ("12", "twelve", "count", "lr", 0),
     ("1200", "1,200", "count", "lr", 0), ("12", "-12", "count", "lr", 0), ("5000", "9" * 3000, "count", "lr", 1),
+    # the digits are 0 to 9: neither full-width ones nor Arabic-Indic ones
+    ("12", "\uff11\uff12", "count", "hr", 0), ("403", "\uff14\uff12\uff17", "count", "lr", 0),
+    ("3", "\u0663", "count", "hr", 0), ("50m2", "\uff15\uff10m2", "area", "hr", 0),
+    ("403", "between \uff11\uff10\uff10 and \uff11\uff10\uff10\uff10", "count", "lr", 0),
     # words
     ("yes", "Yes.", "presence", "lr", 1), ("yes", " yes ", "presence", "lr", 1), ("yes", "yes, it is", "comp", "lr", 0),
     ("yes", "yes?", "presence", "lr", 1), ("yes", "yes..", "presence", "lr", 0), ("yes", "yes!", "presence", "lr", 0),
@@ -112,6 +116,7 @@ INTERNVL = [
     ("11", "10", "count", 1), ("1", "100", "count", 1), ("101", "100", "count", 0), ("1001", "99999", "count", 1),
     ("0", "0", "count", 1), ("0", None, "count", 1), ("5", None, "count", 0), ("0", "", "count", 0),
     ("12", " 12 ", "count", 1), ("12", "12.0", "count", 0), ("12", "twelve", "count", 0), ("12", "1_2", "count", 1),
+    ("12", "\uff11\uff12", "count", 1),  # Python's int, as there
     ("-3", "-3", "count", 0),
     # rstrip('m2') eats trailing twos of the target: 10632m2 is 1063, 22m2 is nothing, 112m2 is 11
     ("10632m2", "1063", "area", 1), ("10632m2", "2000", "area", 1), ("10632m2", "10632m2", "area", 0),

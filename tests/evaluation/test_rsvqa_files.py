@@ -43,7 +43,8 @@ EXPECTED = [tuple(row.values()) for row in ROWS]
         "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
         json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}).encode(),
         json.dumps({key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ROWS[0]}).encode(),
-        json.dumps({"presence": ROWS[:1], "rest": ROWS[1:], "config": [{"seed": 1}]}).encode(),
+        json.dumps({"presence": ROWS[:1], "rest": ROWS[1:], "seed": 1, "matchers": ["exact"]}).encode(),
+        json.dumps({"presence": {"0": ROWS[0]}, "rest": {str(i): row for i, row in enumerate(ROWS[1:])}}).encode(),
         CSV.encode(),
         CSV.replace(",", "\t").replace("Yes\t", "Yes,").replace("\n", "\r\n").encode("utf-8-sig"),
     ],
@@ -59,6 +60,7 @@ EXPECTED = [tuple(row.values()) for row in ROWS]
         "columns",
         "pandas",
         "parts",
+        "objects-in-parts",
         "csv",
         "tsv",
     ],
@@ -67,6 +69,111 @@ def test_every_container_holds_the_same_rows(tmp_path, data):
     (tmp_path / "results").write_bytes(data)
     table = read_table(tmp_path / "results")
     assert cells(table) == EXPECTED and table.n_read == 4 and not table.dropped
+
+
+def test_every_list_with_truth_and_prediction_is_read_and_the_others_are_counted(tmp_path):
+    path = tmp_path / "p.json"
+    noted = [{**row, "note": "-"} for row in ROWS[2:]]
+    others = {"config": [{"seed": 1}, {"seed": 2}], "asked": [{"question": "Is there a road?", "gt": "yes"}]}
+    path.write_text(json.dumps({"presence": ROWS[:2], **others, "comp": noted}))
+    table = read_table(path)
+    assert cells(table) == EXPECTED and table.n_read == 7 and table.dropped == {"other_list": 3}
+    assert table.examples == {"other_list": "row 5: ['seed']"}
+    assert report(table, [])["counts"]["dropped"]["other_list"] == 3
+    # Under other names it is another list: what the longest calls prediction would be none here.
+    path.write_text(json.dumps({"presence": ROWS[:3], "comp": [{"gt": "no", "answer": "yes", "type": "comp"}]}))
+    table = read_table(path)
+    assert cells(table) == EXPECTED[:3] and table.dropped == {"other_list": 1}
+    path.write_text(json.dumps({"presence": [{"gt": "yes", "x": "no", "type": "presence"}], "rest": ROWS[1:]}))
+    table = read_table(path, chosen={"prediction": "x"})
+    assert [row.prediction for row in table.rows] == ["no"] and table.dropped == {"other_list": 3}
+
+
+def table_of(rows, cut):
+    return "\n".join(cut.join(cells) for cells in [("question", "gt", "pred", "type"), *rows]) + "\n"
+
+
+@pytest.mark.parametrize("cut", "\t;,")
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 6), (0, 1), (3, 7), (2, None)], ids=["far", "next", "to-the-end", "never-closed"]
+)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2)], ids=["middle", "end"])
+def test_a_stray_quote_swallows_no_row(tmp_path, cut, first, last, order):
+    said = ["yes", "no"] * 4
+    said[first] = '"yes'
+    if last is not None:
+        said[last] = 'yes"'
+    rows = [(f"Is there a road by house {i}?", "yes", text, "presence") for i, text in enumerate(said)]
+    names, *lines = [("question", "gt", "pred", "type"), *rows]
+    path = tmp_path / "p.csv"
+    path.write_text("".join(cut.join(line[i] for i in order) + "\n" for line in (names, *lines)))
+    table = read_table(path)
+    assert table.n_read == 8 and not table.dropped and table.notes["stray_quotes"] == 1
+    assert [row.prediction for row in table.rows] == said and {row.type for row in table.rows} == {"presence"}
+
+
+def test_a_stray_quote_beside_quoted_cells_keeps_to_its_cell(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "question,gt,pred,type\n"
+        '"Is there, here, a road?",yes,"yes,presence\n'
+        '"Is there, here, a road?",yes,"yes, there" is,presence\n'
+        '"Is there, here, a road?",yes,"""yes"", I say",presence\n'
+    )
+    table = read_table(path)
+    assert [row.prediction for row in table.rows] == ['"yes', "yes, there is", '"yes", I say']
+    assert {row.question for row in table.rows} == {"Is there, here, a road?"} and table.notes["stray_quotes"] == 2
+
+
+SPOKEN = [
+    "Yes.\nThere is a road",
+    'No.\r\n\r\nA "track", perhaps\n',
+    "yes, it\nis, as it seems, small",
+    "yes\nno\tno",
+]
+
+
+@pytest.mark.parametrize("cut", "\t;,")
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("names", [("question", "gt", "pred", "type"), ("question", "type", "gt", "pred")])
+def test_answers_over_several_lines_stay_whole(tmp_path, cut, quoting, names):
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, delimiter=cut, quoting=quoting)
+        writer.writeheader()
+        writer.writerows({**ROWS[0], "pred": text} for text in SPOKEN)
+    table = read_table(tmp_path / "p.csv")
+    assert [row.prediction for row in table.rows] == SPOKEN and not table.dropped
+    assert table.notes["lines_inside_cells"] == 6 and not table.notes["stray_quotes"]
+
+
+def test_a_table_of_strange_answers_believes_in_tabs_and_counts_what_quotes_enclose(tmp_path):
+    rows = [("q", "a lake", '"a lake', "LC"), ("q", "a wood", "a wood", "LC"), ("q", "a moor", 'a moor"', "LC")]
+    path = tmp_path / "p.csv"
+    path.write_text(table_of(rows, "\t"))
+    assert [row.prediction for row in read_table(path).rows] == ['"a lake', "a wood", 'a moor"']
+    path.write_text(table_of(rows, ","))
+    table = read_table(path)
+    assert len(table.rows) == 1 and table.notes["lines_inside_cells"] == 2
+
+
+def test_counts_of_a_table_with_a_gap_are_whole_on_both_sides(tmp_path):
+    """pandas writes 12.0 for 12 where a column has a gap; in JSON the text "12.0" is what the model wrote."""
+    rows = [
+        ("How many roads are there?", gt, pred, "count") for gt, pred in [("12.0", "12.0"), ("3.0", "5.0"), ("", "1.0")]
+    ]
+    path = tmp_path / "p.csv"
+    path.write_text(table_of([*rows, ("How many roads are there?", "7", "7.0", "count")], ","))
+    table = read_table(path)
+    assert [(row.target, row.prediction) for row in table.rows] == [("12", "12"), ("3", "5"), ("7", "7.0")]
+    assert report(table, [])["counts"]["notes"]["prediction_respelled"] == 2
+    scores = {name: score_table(table, rule, dataset="hr") for name, rule in MATCHERS.items() if not rule.skips}
+    assert {name: score.oa for name, score in scores.items() if name != "internvl"} == pytest.approx(
+        {"official_binned": 1 / 3, "exact": 1 / 3}
+    )
+    assert scores["internvl"].oa == pytest.approx(2 / 3)
+    path.write_text(json.dumps([{"gt": "12.0", "pred": "12.0", "type": "count"}]))
+    table = read_table(path)
+    assert table.rows[0].prediction == "12.0" and score_table(table, MATCHERS["exact"]).oa == 0
 
 
 def test_a_line_ends_at_a_line_feed_only(tmp_path):

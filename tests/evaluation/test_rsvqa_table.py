@@ -18,12 +18,12 @@ TRUTH = [
 
 @pytest.fixture
 def evaluation(tmp_path, prediction):
-    def make(variant, policy, said, truth=TRUTH):
-        folder = tmp_path / "evaluate" / f"{variant}-0f0f0f0f" / "rsvqa-test" / policy
+    def make(variant, policy, said, truth=TRUTH, fingerprint="0f0f0f0f1234", ids=None):
+        folder = tmp_path / "evaluate" / f"{variant}-{fingerprint[:8]}" / "rsvqa-test" / policy
         rows = [
             prediction(
                 source=s,
-                qa_id=f"{s}-{i}",
+                qa_id=(ids or {}).get(i, f"{s}-q{i}"),
                 type=t,
                 question=f"About {t}?",
                 answer=a,
@@ -34,7 +34,8 @@ def evaluation(tmp_path, prediction):
         ]
         write_rows(folder / "predictions.jsonl", rows)
         row = {"subject": variant, "configuration": {"view": policy}, "counts": {"images": 1, "questions": len(rows)}}
-        (folder / "row.json").write_text(json.dumps({**row, "seconds": 1.5, "commit": "abcdef0123456789"}))
+        row |= {"fingerprint": fingerprint, "seconds": 1.5, "commit": "abcdef0123456789"}
+        (folder / "row.json").write_text(json.dumps(row))
         return folder
 
     return make
@@ -121,3 +122,32 @@ def test_spoofed_gsds_share_one_table_and_generated_questions_stay_out(evaluatio
     }
     assert ("ours", "spoof-10m") not in section(text, "LR, `exact`")
     assert section(text, "LR, test1: 4 questions (3 count, 1 presence)")["ours", "metadata"][0] == "**100.0**"
+
+
+def test_a_generated_question_of_an_official_type_stays_out(evaluation, tmp_path):
+    truth = [*TRUTH, ("rsvqa_lr", "presence", "yes")]
+    right = [answer for _, _, answer in truth]
+    evaluation("ours", "metadata", [*right[:-1], "no"], truth, ids={8: "5f2a91c077e4b3d0-1"})
+    text = write_table([tmp_path / "evaluate"], out=None, split="test1")
+    assert section(text, "LR, test1: 4 questions (3 count, 1 presence)")["ours", "metadata"][0] == "**100.0**"
+    stranger = evaluation("strange", "metadata", ["yes"], [TRUTH[3]], ids={0: "5f2a91c077e4b3d0-1"})
+    with pytest.raises(ConfigError, match="no question of RSVQA's own"):
+        read_evaluations([stranger])
+
+
+def test_two_trainings_of_one_name_share_no_row_and_no_curve(evaluation, tmp_path):
+    right = [answer for _, _, answer in TRUTH]
+    evaluation("ours", "metadata", right, fingerprint="aaaaaaaa01")
+    evaluation("ours", "spoof-1m", right, fingerprint="aaaaaaaa01")
+    evaluation("ours", "spoof-10m", ["x"] * 8, fingerprint="bbbbbbbb01")
+    evaluation("plain", "metadata", right)
+    text = write_table([tmp_path / "evaluate"], out=None, split="test1")
+    assert section(text, "LR, spoofed GSD")["ours-aaaaaaaa", "this GSD"] == ["**100.0**", "-"]
+    assert section(text, "LR, spoofed GSD")["ours-bbbbbbbb", "this GSD"] == ["-", "0.0"]
+    assert {name for name, _ in section(text, "LR, `exact`")} >= {"ours-aaaaaaaa", "plain"}
+    assert [name for name, _ in section(text, "What was evaluated")][2:] == ["ours-aaaaaaaa"] * 2 + [
+        "ours-bbbbbbbb",
+        "plain",
+    ]
+    alone = write_table([tmp_path / "evaluate" / "ours-aaaaaaaa"], out=None, split="test1")
+    assert ("ours", "metadata") in section(alone, "LR, `exact`")

@@ -1,6 +1,6 @@
 """`scaleearth falsify`: trains what is missing, measures, judges, writes `reports/falsify/`.
 
-    scaleearth falsify                 the registered plan, three seeds: about an hour on two cores from nothing
+    scaleearth falsify                 the registered plan, three seeds: 65 minutes on two cores, from nothing
     scaleearth falsify --fast          one seed, forty steps, no verdict: does everything run? (reports/falsify-fast)
 
 Interrupted, it goes on where it stopped: finished runs and tables are files.

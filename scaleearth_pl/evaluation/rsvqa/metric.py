@@ -9,16 +9,16 @@ writes text, so target *and* prediction are binned before they are compared:
 - everything else: equal after lower case, single spaces and without one final full stop or question mark (the official
   vocabulary cuts off either, once).
 
-A prediction is read as a number only if the whole of it is one (with or without its unit): a number picked out of a
-sentence would be our guess, not the model's answer. Repositories differ by split, by types kept and by matcher, so all three
-belong to a number.
+A prediction is read as a number only if the whole of it is one (with or without its unit), in the digits 0 to 9: a number
+picked out of a sentence would be our guess, not the model's answer. Repositories differ by split, by types kept and by
+matcher, so all three belong to a number.
 """
 
 import itertools
 import re
 from collections.abc import Mapping
 
-from scaleearth_pl.evaluation.rsvqa.types import Dataset
+from scaleearth_pl.evaluation.rsvqa.types import HR_TYPES, LR_TYPES, Dataset
 
 SOURCES = {"rsvqa_lr": "LR", "rsvqa_hr": "HR (USGS)", "rsvqa_hr_phili": "HR (Philadelphia)"}
 """Sources of `prepare.rsvqa` and how tables call them."""
@@ -26,16 +26,28 @@ SOURCES = {"rsvqa_lr": "LR", "rsvqa_hr": "HR (USGS)", "rsvqa_hr_phili": "HR (Phi
 DATASETS: Mapping[str, Dataset] = {"rsvqa_lr": "lr", "rsvqa_hr": "hr", "rsvqa_hr_phili": "hr"}
 """Whose binning applies to each source."""
 
+_TYPES = {source: LR_TYPES if dataset == "lr" else HR_TYPES for source, dataset in DATASETS.items()}
+
 CAVEAT = "RSVQA holds two GSDs: no evidence about continuity."
 
 _COUNT = re.compile(
-    r"\d{1,4000}"
+    r"[0-9]{1,4000}"
 )  # Python reads no integer of more than 4,300 digits, and models do get stuck on "0000..."
-_AREA = re.compile(r"(\d+(?:\.\d+)?) ?(?:m2|m²|m\^2|square met(?:re|er)s?)?")
+_AREA = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:m2|m²|m\^2|square met(?:re|er)s?)?")
 _BIN_EDGES = (10, 100, 1000)
 _CLASS_NAME = re.compile(
-    r"(?:between (?P<low>\d{1,9})(?:m2)? and (?P<high>\d{1,9})|more than (?P<more>\d{1,9}))(?:m2)?"
+    r"(?:between (?P<low>[0-9]{1,9})(?:m2)? and (?P<high>[0-9]{1,9})|more than (?P<more>[0-9]{1,9}))(?:m2)?"
 )
+
+
+def is_official(*, source: str | None, kind: str, qa_id: str | None) -> bool:
+    """Whether a question of our own predictions is RSVQA's: by source, a type of that set, and the id of the importers.
+
+    Questions that a language model wrote about a tile (`prepare.generate`, `prepare.merge`) keep the tile's source and may
+    be of type presence or count; their ids are hashes.
+    """
+    known = source is not None and kind in _TYPES.get(source, ())
+    return known and re.fullmatch(rf"{source}-q[0-9]+", qa_id or "") is not None
 
 
 def official_class(text: str, *, kind: str, dataset: Dataset) -> str:

@@ -4,8 +4,8 @@
     score_rsvqa     under the official binning, exact match beside it: for `summary_details.json`
 
 `scaleearth test` is teacher-forced: without text there is no official number (null), but exact match and the floors there
-are. Only RSVQA's own types enter `score_rsvqa`: questions that a language model wrote about the same tiles
-(`prepare.generate`) are left out.
+are. Only RSVQA's own questions enter (`metric.is_official`): those that a language model wrote about the same tiles
+(`prepare.generate`) are left out, whatever their type.
 """
 
 from collections import defaultdict
@@ -16,10 +16,9 @@ from typing import Any
 from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.evaluation.rsvqa.columns import Columns
 from scaleearth_pl.evaluation.rsvqa.matchers.official import OFFICIAL_BINNED
-from scaleearth_pl.evaluation.rsvqa.metric import DATASETS, SOURCES
+from scaleearth_pl.evaluation.rsvqa.metric import DATASETS, SOURCES, is_official
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, Table
 from scaleearth_pl.evaluation.rsvqa.score import score_table, score_under_all
-from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 _COLUMNS = Columns(
     target="answer", prediction="prediction", type="type", question="question", source="source", id="qa_id"
@@ -27,10 +26,10 @@ _COLUMNS = Columns(
 
 
 def rsvqa_scores(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """Scores of every RSVQA source among the rows under every matcher; {} where there is none, or no text."""
+    """Scores of every RSVQA source's own questions under every matcher; {} where there is none, or no text."""
     by_source: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
-        if row.source in SOURCES and row.prediction is not None:
+        if row.prediction is not None and _is_official(row):
             by_source[row.source].append(row)
     return {
         source: {
@@ -46,7 +45,7 @@ def score_rsvqa(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
     The majority floors are those of the evaluated questions themselves, under the official binning: the best that any
     constant answer per type can reach.
     """
-    official = [row for row in rows if row.type in OFFICIAL]
+    official = [row for row in rows if _is_official(row)]
     return [_official(source, some) for source in SOURCES if (some := [r for r in official if r.source == source])]
 
 
@@ -65,6 +64,10 @@ def as_table(rows: Sequence[Prediction]) -> Table:
         for number, row in enumerate(rows, start=1)
     ]
     return Table(path=Path("predictions.jsonl"), columns=_COLUMNS, rows=answered, n_read=len(answered))
+
+
+def _is_official(row: Prediction) -> bool:
+    return is_official(source=row.source, kind=row.type, qa_id=row.qa_id)
 
 
 def _official(source: str, rows: Sequence[Prediction]) -> dict[str, Any]:

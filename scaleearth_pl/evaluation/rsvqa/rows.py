@@ -1,10 +1,12 @@
 """Anybody's RSVQA predictions file to cases; nothing is lost without being counted.
 
 A row is dropped for one of the reasons in `DROPS`, and every repair is counted in `notes`. What is repaired is the
-*container*, never the answer: a list of one answer is that answer, 12.0 is "12", true is "yes". The ground truth is
-spelled as RSVQA spells it (lower case, no outer spaces, whole numbers without a point), because two of the repositories
-compare with it as it stands; the prediction reaches the matcher exactly as the model wrote it. A null prediction stays
-in: an answer that was not given is wrong, not absent. Rows that ask the same question twice all count, and are noted.
+*container*, never the answer: a list of one answer is that answer, 12.0 is "12", true is "yes". A table (CSV, TSV) holds texts
+only, so there "12.0" is 12 in the rows whose ground truth is written so, too (pandas does that to a column with a gap); in
+JSON the text "12.0" is a text. The ground truth is spelled as RSVQA spells it (lower case, no outer spaces, whole numbers
+without a point), because two of the repositories compare with it as it stands; but for that, the prediction reaches the
+matcher exactly as the model wrote it. A null prediction stays in: an answer that was not given is wrong, not absent. Rows
+that ask the same question twice all count, and are noted.
 """
 
 import json
@@ -23,13 +25,14 @@ from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL, type_name, type_of_qu
 
 DROPS = {
     "not_json": "the line is not a JSON object",
+    "other_list": "in a list whose objects lack ground truth or prediction, or name them otherwise than a longer list",
     "no_target": "no ground truth",
     "several_targets": "ground truths that contradict each other",
     "no_type": "no type stated, and neither question nor ground truth gives one of RSVQA's away",
 }
 """Reasons for which a row cannot be scored under any matcher."""
 
-_WHOLE = re.compile(r"(\d+)\.0+")
+_WHOLE = re.compile(r"([0-9]+)\.0+")
 _DEEPEST = 20
 
 
@@ -48,12 +51,13 @@ class Answered:
 
 @dataclass(kw_only=True)
 class Table:
-    """A file in memory: its rows and its books."""
+    """A file in memory: its rows and its books. `of_cells` where it is CSV or TSV, which know no numbers."""
 
     path: Path
     columns: Columns
     rows: list[Answered]
     n_read: int
+    of_cells: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -74,20 +78,22 @@ def read_table(path: Path, *, chosen: Mapping[str, str] | None = None) -> Table:
     Raises:
         ConfigError: unreadable, without a single row, without truth or prediction, or with no row that can be scored.
     """
-    found, replaced = read_objects(path)
-    columns = find_columns([row for row in found if row is not None], file=str(path), chosen=chosen)
-    table = Table(path=path, columns=columns, rows=[], n_read=len(found))
-    table.notes["bytes_replaced"] += replaced
-    for line, row in enumerate(found, start=1):
+    found = read_objects(path, chosen=chosen)
+    columns = find_columns([row for row in found.rows if row is not None], file=str(path), chosen=chosen)
+    n_read = len(found.rows) + len(found.ignored)
+    table = Table(path=path, columns=columns, rows=[], n_read=n_read, of_cells=found.of_cells, notes=found.notes)
+    for line, row in enumerate(found.rows, start=1):
         if row is None:
             table.drop("not_json", line, "")
             continue
         answered = _answered(row, line, table)
         if answered is not None:
             table.rows.append(answered)
+    for line, row in enumerate(found.ignored, start=len(found.rows) + 1):
+        table.drop("other_list", line, sorted(row))
     if not table.rows:
         raise ConfigError(
-            f"none of {len(found)} rows can be scored: {dict(table.dropped)}",
+            f"none of {n_read} rows can be scored: {dict(table.dropped)}",
             file=path,
             field="columns",
             value=columns.as_json(),
@@ -112,6 +118,8 @@ def _answered(row: Mapping[str, Any], line: int, table: Table) -> Answered | Non
         table.drop("no_type", line, question)
         return None
     predictions = _texts(row.get(columns.prediction), notes, "prediction")
+    if table.of_cells and any(_WHOLE.fullmatch(text.strip()) for text in stated):
+        predictions = [_whole(text, notes) for text in predictions]
     notes["prediction_null"] += not predictions
     notes["prediction_empty"] += bool(predictions) and not "".join(predictions).strip()
     return Answered(
@@ -129,6 +137,13 @@ def _as_rsvqa(target: str) -> str:
     plain = target.strip().lower()
     whole = _WHOLE.fullmatch(plain)
     return whole[1] if whole else plain
+
+
+def _whole(prediction: str, notes: Counter[str]) -> str:
+    """A prediction out of a column of numbers: 12.0 is 12."""
+    whole = _WHOLE.fullmatch(prediction.strip())
+    notes["prediction_respelled"] += whole is not None
+    return whole[1] if whole else prediction
 
 
 def _type(stated: str | None, question: str | None, target: str, notes: Counter[str]) -> str | None:

@@ -2,16 +2,18 @@
 
 EVALUATION is a folder of `scaleearth evaluate` (one evaluation, or any folder above several), whose predictions.jsonl is
 scored anew and whose row.json says which variant was told what of the GSD. LR and HR stand apart, since they differ in types,
-in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. Questions of no type of
-RSVQA's (generated ones) are left out. Spoofed GSDs (policies `spoof-1m`) have one table a source, of OA under the first
-matcher. All evaluations must have answered the same questions, else their numbers would not belong side by side.
+in bins and in difficulty; every table opens with its majority floor, and what lies above it is bold. Questions that are not
+RSVQA's own (`metric.is_official`) are left out. The evaluations of a variant's earlier training stay in their own folder:
+where two trainings are given, the fingerprint stands behind the name, so that no curve mixes them. Spoofed GSDs (policies
+`spoof-1m`) have one table a source, of OA under the first matcher. All evaluations must have answered the same questions,
+else their numbers would not belong side by side.
 
 OA is the share of all questions (micro), AA the unweighted mean over the types that the matcher scores.
 """
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +22,9 @@ from typing import Any
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import PREDICTIONS, ROW
 from scaleearth_pl.evaluation.rsvqa.matchers import MATCHERS
-from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, DATASETS, SOURCES
+from scaleearth_pl.evaluation.rsvqa.metric import CAVEAT, DATASETS, SOURCES, is_official
 from scaleearth_pl.evaluation.rsvqa.rows import Answered, read_table
 from scaleearth_pl.evaluation.rsvqa.score import MatcherScore, score_under_all
-from scaleearth_pl.evaluation.rsvqa.types import OFFICIAL
 
 FLOOR = "*majority floor*"
 SPOOF = re.compile(r"spoof-(?P<metres>[\d.e+-]+)m")
@@ -35,9 +36,13 @@ Scores = Mapping[str, Mapping[str, MatcherScore]]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One variant under one policy: its scores by source and matcher, and which questions they are of."""
+    """One variant under one policy: its scores by source and matcher, and which questions they are of.
+
+    `fingerprint` tells two trainings of a variant apart.
+    """
 
     variant: str
+    fingerprint: str
     policy: str
     scores: Scores
     questions: Mapping[str, frozenset[tuple[Any, ...]]]
@@ -61,7 +66,7 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
                 value=[f"{e.variant}, {e.policy}" for e in (evaluations[0], other)],
                 remedy="evaluate all on one corpus and split, with the same limits",
             )
-    return evaluations
+    return _told_apart(evaluations)
 
 
 def markdown(evaluations: Sequence[Evaluation], *, split: str) -> str:
@@ -110,7 +115,7 @@ def _files(path: Path) -> list[Path]:
 def _evaluation(folder: Path) -> Evaluation:
     try:
         row = json.loads((folder / ROW).read_text())
-        variant, policy = row["subject"], row["configuration"]["view"]
+        variant, fingerprint, policy = row["subject"], row["fingerprint"], row["configuration"]["view"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"nothing says which variant and policy this is: {error!r}",
@@ -119,22 +124,36 @@ def _evaluation(folder: Path) -> Evaluation:
         ) from error
     table = read_table(folder / PREDICTIONS)
     by_source: dict[str, list[Answered]] = defaultdict(list)
-    for answered in (row for row in table.rows if row.type in OFFICIAL):
-        by_source[answered.source or ""].append(answered)
+    for answered in table.rows:
+        if answered.source and is_official(source=answered.source, kind=answered.type, qa_id=answered.id):
+            by_source[answered.source].append(answered)
     if all(answered.prediction is None for answered in table.rows):
         raise ConfigError("no text was generated", file=table.path, field="prediction", value=None, remedy=_GENERATE)
     kept = {source: by_source[source] for source in SOURCES if source in by_source}
     if not kept:
         raise ConfigError(
-            "no source of RSVQA", file=table.path, field="source", value=list(by_source), remedy=f"{[*SOURCES]}"
+            "no question of RSVQA's own",
+            file=table.path,
+            field="source",
+            value=sorted({str(answered.source) for answered in table.rows}),
+            remedy=f"evaluate a corpus of `prepare.rsvqa`: {[*SOURCES]}",
         )
     return Evaluation(
         variant=variant,
+        fingerprint=fingerprint,
         policy=policy,
         scores={s: score_under_all(replace(table, rows=rows), dataset=DATASETS[s]) for s, rows in kept.items()},
         questions={s: frozenset((r.id, r.question, r.type, r.target) for r in rows) for s, rows in kept.items()},
         facts=row,
     )
+
+
+def _told_apart(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, those of a variant that was trained more than once under name and fingerprint (as its folder)."""
+    trainings = Counter(variant for variant, _ in {(e.variant, e.fingerprint) for e in evaluations})
+    return [
+        replace(e, variant=f"{e.variant}-{e.fingerprint[:8]}") if trainings[e.variant] > 1 else e for e in evaluations
+    ]
 
 
 def _overview(evaluations: Sequence[Evaluation], told: Sequence[Evaluation], source: str) -> Iterator[str]:

@@ -20,8 +20,8 @@ Dataset = Literal["lr", "hr"]
 OFFICIAL = frozenset({"presence", "comp", "count", "area", "rural_urban"})
 """Types of RSVQA LR and HR."""
 
-LR_TYPES = OFFICIAL - {"area"}
-"""Types of LR; HR has areas in place of rural_urban."""
+LR_TYPES, HR_TYPES = OFFICIAL - {"area"}, OFFICIAL - {"rural_urban"}
+"""Types of LR, and of HR, which has areas in place of rural_urban."""
 
 NOT_A_TYPE = frozenset({"vqa", "rsvqa", "lr", "hr", "open", "none", "null", "nan", "unknown", "n_a", "_"})
 """Words that name a task or a data set, or nothing at all; they count as no type."""
