@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError  # GDAL's own errors: raised by some attributes, exported nowhere
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
@@ -60,7 +61,8 @@ _FILTERING = threading.Lock()
 class RasterHeader:
     """What a raster file says about its place; nothing is decoded.
 
-    `transform` is None where the file has none (GDAL's identity stands for "none"); `crs_text` is WKT or None.
+    `transform` is None where the file has none (GDAL's identity stands for "none"); `crs_text` is WKT or None. RPCs are
+    only present or absent: they are not used, so those that lack a coefficient cost nothing.
     `resolution_tags` holds TIFF print density, kept only to say that it was not used.
     """
 
@@ -94,9 +96,10 @@ def open_raster(path: Path, *, siblings: bool = False) -> Iterator[DatasetReader
             if not siblings:
                 _check_overviews(dataset, path)
             yield dataset
-    except (RasterioError, OSError, ValueError, MemoryError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
+        text = repr(error) if isinstance(error, LookupError) else str(error) or type(error).__name__
         raise SampleError(
-            f"raster cannot be read: {str(error) or type(error).__name__}",
+            f"raster cannot be read: {text}",
             file=path,
             remedy="fetch the file again; `gdalinfo` says whether it is whole",
         ) from error
@@ -113,7 +116,7 @@ def read_header(path: Path) -> RasterHeader:
             transform=None if transform.is_identity else _six(transform),
             crs_text=_crs_text(dataset),
             gcps=len(gcps),
-            has_rpcs=dataset.rpcs is not None,
+            has_rpcs=bool(dataset.tags(ns="RPC")),
             resolution_tags=tuple(tags),
         )
 

@@ -11,7 +11,7 @@ each byte and a server that trickles would hold it for ever. A wait that would p
 What is retried: no connection, time-outs, 408, 409, 425, 429, 5xx up to `attempts` times; replies that do not parse up
 to `reply_attempts` times, each with the next seed, because the same seed would give the same prose. Refusals and bad
 requests are not retried. Wrong key, model or address, or no credit (`_GLOBAL`) is a `ConfigError`: it would be so for
-every item.
+every item. Some servers say that with 400, as they do for one bad image: `jobs` tells the two apart by the first items.
 """
 
 import asyncio

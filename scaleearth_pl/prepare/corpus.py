@@ -3,8 +3,10 @@
 The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to
 the builder, and `--set` replaces them (`images.train=100` reaches inside). A corpus is built in `<out>.partial` and
 renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
-settings and, of a corpus that is made and not converted, the digest of the generator's source: the same find the work
-done, others are refused instead of mixed. So an edited generator never passes for the one that made the corpus.
+settings and, of a corpus that is made and not converted, the digest of the generator's source; of one that is imported,
+which sources were there and the digests of the small files that decide (the drop list, tables of GSD, pairs and
+questions). The same find the work done, others are refused instead of mixed. So an edited generator never passes for
+the one that made the corpus, and no image that was put on the drop list afterwards stays in.
 """
 
 import argparse
@@ -34,40 +36,45 @@ NOT_CONTENT = ("out", "processes", "workers", "executor", "slurm")
 class Builder:
     """A module with `build(config: dict[str, Any], out: Path) -> Path`.
 
-    If its output is `versioned`, it also has `VERSION: str` and `generator() -> str`, the digest of its source.
+    If its output is `versioned`, it also has `VERSION: str` and `generator() -> str`, the digest of its source; if it
+    `reads` files, `inputs(config) -> dict[str, str]`: what else than the settings decides, by name.
     """
 
     module: str
     versioned: bool = False
+    reads: bool = False
 
 
 BUILDERS = {
     "world": Builder("scaleearth_pl.prepare.world.build", versioned=True),
     "rsvqa": Builder("scaleearth_pl.prepare.rsvqa"),
-    "archives": Builder("scaleearth_pl.prepare.importers.build"),
-    "pipeline": Builder("scaleearth_pl.prepare.pipeline"),
+    "archives": Builder("scaleearth_pl.prepare.importers.build", reads=True),
+    "pipeline": Builder("scaleearth_pl.prepare.pipeline", reads=True),
 }
 
 
-def prepare(file: Path, changes: Sequence[str] = ()) -> Path:
+def prepare(file: Path, changes: Sequence[str] = (), *, out: Path | None = None) -> Path:
     """Builds the corpus that `file` describes, unless it is there; returns its folder.
 
     Args:
         file: YAML with `kind` and the builder's keys.
         changes: "key=value", the value in YAML; dots reach inside.
+        out: folder to build, instead of the file's `out`.
 
     Raises:
         ConfigError: the file, a key or a value is wrong, or the folder holds something else.
     """
     config = read_config(file, changes)
     builder = BUILDERS[config.pop("kind")]
-    out = Path(config.pop("out", None) or Path("data_shards") / file.stem)
+    out = _folder(config.pop("out", None), out, file)
     module = importlib.import_module(builder.module)
     version = module.VERSION if builder.versioned else "1"
     record = {"config": {k: v for k, v in config.items() if k not in NOT_CONTENT}, "builder": builder.module}
     record = {**record, "version": version, "config_hash": config_hash(record, version)}
     if builder.versioned:
         record["generator"] = module.generator()
+    if builder.reads:
+        record["inputs"] = module.inputs(config)
     screen = console(stderr=True)
     if is_there(out, record, file):
         screen.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
@@ -140,7 +147,24 @@ def is_there(out: Path, record: Mapping[str, Any], file: Path) -> bool:
     ):
         if found.get(field) != record.get(field):
             raise ConfigError(problem, file=out / RECORD_NAME, field=field, value=found.get(field), remedy=way_out)
+    if changes := changed_inputs(found.get("inputs"), record.get("inputs")):
+        raise ConfigError(
+            f"what the corpus was built from has changed since: {', '.join(changes)}",
+            file=out / RECORD_NAME,
+            field="inputs",
+            remedy=rebuild(out, file),
+        )
     return True
+
+
+def changed_inputs(before: object, now: Mapping[str, str] | None) -> list[str]:
+    """What has come, gone or changed among the inputs of a build; of a corpus that recorded none, that it did not."""
+    if now is None:
+        return []
+    if not isinstance(before, dict):
+        return ["its sources and tables were not recorded"]
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [f"{name} {'came' if name not in before else 'changed' if name in now else 'is gone'}" for name in names]
 
 
 def read_record(out: Path) -> dict[str, Any]:
@@ -150,6 +174,14 @@ def read_record(out: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _folder(of_file: object, given: Path | None, file: Path) -> Path:
+    if given is not None:
+        return given
+    if of_file is not None and not isinstance(of_file, str):
+        raise ConfigError("is a folder, as text", file=file, field="out", value=of_file, remedy="put it in quotes")
+    return Path(of_file or Path("data_shards") / file.stem)
 
 
 def rebuild(out: Path, file: Path) -> str:
@@ -165,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to build, instead of the file's `out`")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces a setting")
     given = parser.parse_args(argv)
-    out = prepare(given.file, [*given.set, *([f"out={given.out}"] if given.out else [])])
+    out = prepare(given.file, given.set, out=given.out)
     left_out = out / QUARANTINE_NAME
     return EXIT_LEFT_OUT if left_out.is_file() and left_out.stat().st_size else 0
 

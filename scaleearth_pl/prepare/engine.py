@@ -101,6 +101,12 @@ def run_tasks(task: Task, engine: EngineConfig, log: Path) -> None:
         )
 
 
+def forget(ranks: Sequence[int], log: Path) -> None:
+    """Removes the completion files of these ranks: the next `run_tasks` runs them again."""
+    for rank in ranks:
+        (log / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+
+
 def _run_in_processes(task: Task, engine: EngineConfig, log: Path, ranks: Sequence[int]) -> None:
     with process_pool(min(engine.at_a_time, len(ranks))) as pool:
         for done in as_completed([pool.submit(_run_rank, task, engine, log, rank) for rank in ranks]):

@@ -5,8 +5,9 @@
 Records come out in the order (image, factor, family, id) whatever the order in which a server answered, so that the
 same set of results gives the same bytes after any number of kills, and of two equal questions the same one is kept.
 Only that order is held in memory, about 200 bytes a record. A pair may break several rules: each is counted, and the
-first in `RULES` is the reason on file in `<out>.rejected.jsonl`. Exit status: 0, or 2 where nothing is left or the
-input is bad.
+first in `RULES` is the reason on file in `<out>.rejected.jsonl`. A record is judged by its own GSD: one that was asked
+under an older GSD of its image may pass here; it takes no question from those asked since, and `audit` and `merge`
+leave it out. Exit status: 0, or 2 where nothing is left or the input is bad.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from rich.table import Table
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import QuarantineLimitError
 from scaleearth_pl.prepare.filter_rules import RULES, PairInView, pair_of
-from scaleearth_pl.prepare.ledger import LedgerError, read_records, whole_file
+from scaleearth_pl.prepare.ledger import LedgerError, open_records, read_records, whole_file
 from scaleearth_pl.prepare.prompts.compose import GENERATED_FAMILIES
-from scaleearth_pl.prepare.views import view_of_facts
+from scaleearth_pl.prepare.views import VIEW_FACTS, view_of_facts
 
 DUPLICATE = "duplicate"
 """Name under which repeated questions of one view are counted; the one rule that needs a memory."""
@@ -59,16 +60,17 @@ def filter_records(
         report: counts, added to.
         reject: gets one row {id, record_id, image_id, rule, reason, question, answer} per dropped pair.
     """
-    view_key, asked = None, set[str]()
+    view_key, asked = None, set[tuple[object, ...]]()
     for record in records:
         if view_key != (view_key := (record["image_id"], record["factor"])):
             asked = set()
+        of_view = tuple(record.get(name) for name in VIEW_FACTS)
         report.empty_records += not record["qas"]
         kept = []
         for qa in record["qas"]:
             why = reasons(pair_of(record, qa, view_of_facts(record)))
             question = re.sub(r"\W+", " ", qa["question"].casefold()).strip()
-            if question in asked:
+            if (question, *of_view) in asked:
                 why[DUPLICATE] = "this view has the question already"
             report.seen += 1
             report.broken.update(list(why))
@@ -77,7 +79,7 @@ def filter_records(
                 facts = {"id": qa["id"], "record_id": record["id"], "image_id": record["image_id"]}
                 reject({**facts, "rule": rule, "reason": reason, "question": qa["question"], "answer": qa["answer"]})
                 continue
-            asked.add(question)
+            asked.add((question, *of_view))
             kept.append(qa)
         report.kept += len(kept)
         if kept:
@@ -91,7 +93,7 @@ def in_order(path: Path) -> Iterator[dict[str, Any]]:
         LedgerError: the file cannot be read, or a record lacks these fields.
     """
     order, offset = [], 0
-    with open(path, "rb") as stream:
+    with open_records(path) as stream:
         for record, line in zip(read_records(path), stream, strict=False):
             try:
                 key = (record["image_id"], record["factor"], GENERATED_FAMILIES.index(record["family"]), record["id"])

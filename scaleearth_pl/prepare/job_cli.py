@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
 from scaleearth_pl.core.console import console, progress_bar
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.prepare.chat import Chat, ChatConfig, Spent
 from scaleearth_pl.prepare.job_limits import Limits, RunReport
 from scaleearth_pl.prepare.jobs import Job, run_jobs
@@ -48,12 +49,12 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chat_config(args: argparse.Namespace) -> ChatConfig:
-    """The client's settings from parsed options."""
+    """The client's settings from parsed options; `ConfigError` where the key's variable is not set."""
     return ChatConfig(
         base_url=args.base_url,
         model=args.model,
         provider=args.provider,
-        api_key=os.environ.get(args.api_key_env, "none") if args.api_key_env else "none",
+        api_key=_api_key(args.api_key_env),
         concurrency=args.concurrency,
         attempts=args.attempts,
         timeout_s=args.timeout,
@@ -63,6 +64,20 @@ def chat_config(args: argparse.Namespace) -> ChatConfig:
         temperature=args.temperature,
         seed=args.seed,
     )
+
+
+def _api_key(variable: str | None) -> str:
+    if variable is None:
+        return "none"
+    key = os.environ.get(variable, "")
+    if not key:
+        raise ConfigError(
+            "no key in this environment variable",
+            field="api_key_env",
+            value=variable,
+            remedy=f"export {variable}=..., or leave --api-key-env out for a server that needs no key",
+        )
+    return key
 
 
 def run_command(

@@ -1,8 +1,9 @@
 """When a run of requests is stopped, and what it counts.
 
-Two things stop a run: a share of failed items above `max_share`, and a server that answered none of `patience` items in
-a row, since going on would only quarantine the rest of the corpus for the server's fault. The share counts what earlier
-runs quarantined too, so that restarting does not launder failures.
+Three things stop a run: a share of failed items above `max_share`; a server that answered none of `patience` items in
+a row; and one that rejected each of the first `patience` (HTTP 400, as for an account without credit or a setting that
+the model does not know). Going on would only quarantine the rest of the corpus for the server's fault. The share counts
+what earlier runs quarantined too, so that restarting does not launder failures.
 """
 
 from collections import Counter
@@ -19,7 +20,7 @@ class Limits:
     Args:
         max_share: of the items seen so far, how many may have failed.
         min_items: the share is not judged before so many items; at the end it always is.
-        patience: items in a row that the server did not answer.
+        patience: items in a row that the server did not answer, or of the first ones that it rejected.
     """
 
     max_share: float = 0.05
@@ -62,5 +63,6 @@ class RunReport:
                 file=file,
                 field="max_share",
                 value=limits.max_share,
-                remedy="read the reasons in that file; raise the share if they can be borne",
+                remedy="read the reasons in that file; if they were the server's or the settings' fault, mend that and "
+                "run again with --retry-failed; raise the share (--max-failed-share) if they can be borne",
             )

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scaleearth_pl.core.errors import GsdError, SampleError
+from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.prepare.chat import Chat, ChatConfig
-from scaleearth_pl.prepare.chat_errors import ChatError, ServerError
+from scaleearth_pl.prepare.chat_errors import ChatError, RejectedError, ServerError
 from scaleearth_pl.prepare.chat_providers import ChatRequest
 from scaleearth_pl.prepare.job_limits import Limits, RunReport
 from scaleearth_pl.prepare.ledger import Ledger, read_records, record_id
@@ -123,7 +123,8 @@ async def run_jobs(
     Raises:
         QuarantineLimitError: too large a share has failed.
         ServerError: the server seems to be gone.
-        ConfigError: the server refuses all requests.
+        ConfigError: the server refuses all requests, or rejected every one of the first `patience`: none of them is
+            recorded as failed, since that is the fault of no item.
         DiskSpaceError: a record cannot be written.
     """
     run = _Run(jobs, chat, done, failed, limits, retry_failed, observe)
@@ -133,6 +134,7 @@ async def run_jobs(
                 group.create_task(run.worker())
     except ExceptionGroup as errors:
         raise _first(errors) from errors
+    await run.release()
     observe(run.report)
     run.report.judge(limits, final=True, file=failed.path)
     return run.report
@@ -154,6 +156,7 @@ class _Run:
         self._recorder, self._quarantine = _Recorder(done), _Recorder(failed)
         self._given_up = set() if retry_failed else _for_good(failed)
         self._pulling, self._unanswered = asyncio.Lock(), 0
+        self._rejected_first: list[tuple[Job, RejectedError]] | None = []  # None once anything else has happened
         self._seen: set[str] = set()
 
     async def worker(self) -> None:
@@ -186,12 +189,33 @@ class _Run:
             request = await asyncio.to_thread(job.request)
             answer = await self._chat.ask(request, job.parse)
         except (ChatError, SampleError, GsdError) as error:
-            await self._fail(job, error)
+            await self._fail_or_hold(job, error)
             return
+        await self.release()
         tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
         await self._recorder.put({"id": job.id, **job.facts, **tokens, **answer.value})
         self._unanswered = 0
         self.report.asked += 1
+
+    async def release(self) -> None:
+        """Records the rejections that were held back: the server does not reject everything, or nothing is left to ask."""
+        held, self._rejected_first = self._rejected_first or [], None
+        for job, error in held:
+            await self._fail(job, error)
+
+    async def _fail_or_hold(self, job: Job, error: ChatError | SampleError | GsdError) -> None:
+        held = self._rejected_first
+        if held is None or not isinstance(error, RejectedError):
+            await self.release()
+            await self._fail(job, error)
+            return
+        held.append((job, error))
+        if len(held) >= self._limits.patience:
+            raise ConfigError(
+                f"the server rejected each of the first {len(held)} requests, the last because: {error.problem}",
+                field="status",
+                remedy="check the account, --model and --max-tokens; nothing was recorded, so run the same command again",
+            ) from error
 
     async def _fail(self, job: Job, error: ChatError | SampleError | GsdError) -> None:
         kind = error.kind if isinstance(error, ChatError) else "image"

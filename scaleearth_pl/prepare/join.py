@@ -22,7 +22,6 @@ from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
 from scaleearth_pl.prepare.importers.books import COUNTS_NAME, NOTES_NAME, write_counts
 from scaleearth_pl.prepare.importers.tally import judge
 from scaleearth_pl.prepare.index import Scan, write_index
-from scaleearth_pl.prepare.parts import DROPPED
 
 
 def join_parts(parts: Sequence[Path], out: Path, *, corpus: str, max_bad_share: float) -> dict[str, Any]:
@@ -77,8 +76,8 @@ def judge_all(counts: Mapping[str, Any], max_bad_share: float, quarantine: Path)
     """`QuarantineLimitError` for the first source that lost too much, or where nothing came through at all."""
     sources: Mapping[str, Any] = counts.get("sources", {})
     for source, found in sources.items():
-        lost = {kind: n for kind, n in found["rejected"].items() if kind != DROPPED}
-        judge(source, lost, sum(found["images"].values()), max_bad_share=max_bad_share, quarantine=quarantine)
+        n_good = sum(found["images"].values())
+        judge(source, found["rejected"], n_good, max_bad_share=max_bad_share, quarantine=quarantine)
     if not any(sum(found["images"].values()) for found in sources.values()):
         raise QuarantineLimitError("no image came through", file=quarantine, remedy="check root and splits")
 

@@ -3,14 +3,16 @@
 Three questions, by pixels and not by names (a copy rarely keeps its name):
 
     leak       an image of a training split is a copy of one of an evaluation split, here or in another corpus
-    duplicate  two training images are copies of each other and of different places (views of one place are meant)
+    duplicate  two images of one training split are copies of each other and of different places (views of one place are
+               meant, and so is an image that both stages of training see: an image of `stage1` may be one of `train`)
     coverage   how much of each evaluation split training holds; all of it means that the split was imported
 
 and one by counting: RSVQA LR and HR hold 77,232 and 1,066,316 questions over *all* splits, together the "about 1.14 M" of the
 paper's corpus. Training splits that reach such a total contain the test split, even if no evaluation set is at hand.
 
 JSON lines on standard output, counts on standard error. `--drop FILE` writes the ids of the training images to leave out,
-one a line (the leaking ones, and the later one of two duplicates); `read_drop` reads them. Exit status: 0 clean, 3 leaks,
+one a line (the leaking ones, and of two duplicates the one whose GSD is known less well, else the later one);
+`read_drop` reads them. Exit status: 0 clean, 3 leaks,
 4 no leak but duplicates or images that could not be read, 2 bad input. What counts as a copy: `core/imagehash.py`.
 """
 
@@ -20,12 +22,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.console import command, console, progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import lines_of, write_text
+from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.core.imagehash import MIN_CORRELATION, ORIENTATIONS, correlation, near_pairs
 from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shard_index import ShardIndex
@@ -34,10 +38,16 @@ from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
 OFFICIAL_TOTALS = {"rsvqa_lr": 77_232, "rsvqa_hr": 1_066_316}
 """Questions of all official splits of a source (Lobry et al. 2020), test included."""
 
+_TRUST = tuple(Provenance)
+"""How well a GSD is known, best first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Two images that are copies; `distance` in bits of 256, `correlation` of the thumbnails."""
+    """Two images that are copies; `distance` in bits of 256, `correlation` of the thumbnails.
+
+    Of a duplicate, `image_id` is the one to keep.
+    """
 
     kind: str
     image_id: str
@@ -53,19 +63,21 @@ class Match:
 def copies(train: Prints, other: Prints, *, kind: str) -> Iterator[Match]:
     """Every pair of copies, each once, in its best orientation; `other is train` compares a set with itself.
 
-    Pairs of one set are left out where they share a place: views of one place are no accident.
+    Pairs of one set are left out where they share a place (views of one place are no accident) or belong to two splits
+    (to see an image in both stages of training is no leak). Of such a pair the image of the better known GSD comes
+    first, and pairs come in the order of what is known best, so that the first is what to keep.
     """
     best: dict[tuple[int, int], tuple[int, int, float]] = {}
     for turn in range(len(ORIENTATIONS)):
         for i, j, distance in near_pairs(train.hashes[:, 0], other.hashes[:, turn]):
-            if other is train and (i >= j or train.place_id[i] == train.place_id[j]):
+            if other is train and not _may_be_duplicate(train, i, j):
                 continue
             if (i, j) in best and best[i, j][0] <= distance:
                 continue
             r = correlation(train.thumbnail[i], other.thumbnail[j], turn)
             if r >= MIN_CORRELATION:
                 best[i, j] = (distance, turn, r)
-    for (i, j), (distance, turn, r) in sorted(best.items()):
+    for (i, j), (distance, turn, r) in sorted(best.items(), key=partial(_rank, train) if other is train else None):
         yield Match(
             kind=kind,
             image_id=train.image_id[i],
@@ -154,7 +166,7 @@ def check(
 
 
 def dropped(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Ids of training images to leave out, sorted: those that leak, and of two duplicates the one that comes later."""
+    """Ids of training images to leave out, sorted: those that leak, and of two duplicates the second (`copies` orders them)."""
     out: set[str] = set()
     for row in rows:
         if row["kind"] == "leak":
@@ -199,6 +211,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = (f"{counts[kind]:,} {kind}" for kind in ("leak", "duplicate", "unreadable", "whole_source"))
     console(stderr=True).print(", ".join(words))
     return exit_status(counts)
+
+
+def _may_be_duplicate(prints: Prints, i: int, j: int) -> bool:
+    """Each pair once, the one to keep first; only within a split, and of different places."""
+    known = [(_TRUST.index(prints.provenance[k]), k) for k in (i, j)]
+    return prints.split[i] == prints.split[j] and prints.place_id[i] != prints.place_id[j] and known[0] < known[1]
+
+
+def _rank(prints: Prints, found: tuple[tuple[int, int], object]) -> tuple[int, int, int]:
+    i, j = found[0]
+    return _TRUST.index(prints.provenance[i]), i, j
 
 
 def _unreadable(prints: Prints) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, BinaryIO, Self, TextIO
 
 from scaleearth_pl.core.errors import DiskSpaceError, ScaleEarthError
 from scaleearth_pl.core.files import NO_ROOM, replacing_file
@@ -138,17 +138,23 @@ class Ledger:
             os.fsync(self._handle)
 
 
+def open_records(path: Path) -> BinaryIO:
+    """The file of a ledger, to be read; `LedgerError` where it cannot be opened."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise LedgerError(
+            f"ledger cannot be read: {error.strerror}", file=path, remedy="name the file that the step before wrote"
+        ) from error
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a ledger in file order, one at a time; a torn last line is passed over.
 
     Raises:
         LedgerError: the file is missing, or a complete line is not a JSON object with an "id".
     """
-    try:
-        stream = open(path, "rb")  # noqa: SIM115 (closed below; the error belongs to opening alone)
-    except OSError as error:
-        raise LedgerError(f"ledger cannot be read: {error.strerror}", file=path) from error
-    with stream:
+    with open_records(path) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return

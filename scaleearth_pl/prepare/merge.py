@@ -4,16 +4,20 @@ r"""Generated questions back into shards, beside the questions that the corpus h
         [--audit work/audit.jsonl] --out data_shards/patternnet_qa
 
 An image that was asked about at coarser GSDs becomes several samples `<image_id>@x<factor>` of one place; their
-questions are those generated for that very GSD, never the fine image's. With `--audit`, pairs that failed an axis are
-dropped, and so are pairs that were not judged unless `--keep-unjudged`. Images that end without a question are left
-out, unreadable ones are counted and fatal past a share. Samples come in index order: equal inputs give equal bytes,
-in whatever order the server answered. Exit status: 0, 3 where images were unreadable, 2 where an error stopped it.
+questions are those generated for that very GSD, never the fine image's. A record of another image, size, GSD or class
+than the corpus has now under that id is left out and counted by what has changed: its answers ("6 m") were true at the
+GSD of then. `generate` asks such views anew, so a ledger may well hold both.
+
+With `--audit`, pairs that failed an axis are dropped, and so are pairs that were not judged unless `--keep-unjudged`.
+Images that end without a question are left out, unreadable ones are counted and fatal past a share. Samples come in
+index order: equal inputs give equal bytes, in whatever order the server answered. Exit status: 0, 3 where images were
+unreadable or records stale, 2 where an error stopped it.
 """
 
 import argparse
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,11 +32,17 @@ from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare.agreement import ALL_AXES, verdicts_of
 from scaleearth_pl.prepare.filter import in_order
 from scaleearth_pl.prepare.ledger import read_records
-from scaleearth_pl.prepare.views import coarse_image, coarse_sample, view_of
+from scaleearth_pl.prepare.views import VIEW_FACTS, coarse_image, coarse_sample, stale_fact, view_of
 from scaleearth_pl.prepare.write import ShardWriter
 
-Questions = dict[str, dict[int, list[Question]]]
-"""Image id to factor of area averaging to generated questions."""
+Facts = tuple[Any, ...]
+"""What a record says of its view, as `VIEW_FACTS` names it."""
+
+Asked = dict[str, dict[Facts, list[Question]]]
+"""Image id to facts of a view to the questions that were generated under these facts."""
+
+Questions = dict[int, list[Question]]
+"""Factor of area averaging to the generated questions of one image."""
 
 Written = tuple[Sample, bytes, str, tuple[tuple[bytes, str], ...]]
 """What `ShardWriter.write` takes: sample, image, extension, and the further images of a pair."""
@@ -61,27 +71,29 @@ class MergeConfig:
 
 @dataclass(kw_only=True)
 class MergeReport:
-    """Samples written, generated questions among theirs, and why images were left out."""
+    """Samples written, generated questions among theirs, stale ones by what has changed, and why images were left out."""
 
     samples: int = 0
     generated: int = 0
+    stale: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
 
 
-def read_questions(config: MergeConfig) -> Questions:
-    """Generated questions by image and factor, without those that the audit failed."""
+def read_questions(config: MergeConfig) -> Asked:
+    """Generated questions by image and view, without those that the audit failed."""
     verdicts = verdicts_of(read_records(config.audit)) if config.audit else None
-    found: Questions = defaultdict(lambda: defaultdict(list))
+    found: Asked = defaultdict(lambda: defaultdict(list))
     for record in in_order(config.records):
+        facts = tuple(record.get(name) for name in VIEW_FACTS)
         for qa in record["qas"]:
             verdict = None if verdicts is None else verdicts.get(qa["id"])
             passes = config.keep_unjudged or verdicts is None if verdict is None else verdict[ALL_AXES]
             if passes:
-                found[record["image_id"]][record["factor"]].append(_question(record["family"], qa))
+                found[record["image_id"]][facts].append(_question(record["family"], qa))
     return found
 
 
-def merged(index: ShardIndex, questions: Questions, *, keep_own: bool, report: MergeReport) -> Iterator[Written]:
+def merged(index: ShardIndex, questions: Asked, *, keep_own: bool, report: MergeReport) -> Iterator[Written]:
     """The samples of the new corpus, in index order, finest view first; change pairs go through as they are.
 
     Raises:
@@ -93,11 +105,13 @@ def merged(index: ShardIndex, questions: Questions, *, keep_own: bool, report: M
         raise ConfigError("corpus does not hold this image", file=index.root, field="image_id", value=strangers[0])
     reader = ShardReader(index)
     for row in range(len(index)):
-        of_image = questions.get(index.text["image_id"][row], {})
-        if not of_image and not keep_own:
+        asked = questions.get(index.text["image_id"][row], {})
+        if not asked and not keep_own:
             continue
         try:
-            views = _views(*reader.read_all(row), of_image, keep_own, index.boundaries)
+            sample, images = reader.read_all(row)
+            of_image = _fresh(sample, images[0], asked, index.boundaries, report)
+            views = _views(sample, images, of_image, keep_own, index.boundaries)
         except (SampleError, GsdError) as error:
             report.unreadable.append(str(error))
             continue
@@ -156,15 +170,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = merge(config, args.out, overwrite=args.overwrite)
     screen = console()
     screen.print(f"{report.samples:,} samples with {report.generated:,} generated questions in {args.out}")
+    for fact, n in sorted(report.stale.items()):
+        screen.print(f"  left out: {n:,} questions that were asked under another {fact} than the corpus has now")
     for reason in report.unreadable:
         screen.print(f"  left out: {reason}", soft_wrap=True)
-    return 3 if report.unreadable else 0
+    return 3 if report.unreadable or report.stale else 0
+
+
+def _fresh(
+    sample: Sample,
+    image: StoredImage,
+    asked: dict[Facts, list[Question]],
+    boundaries: TierBoundaries,
+    report: MergeReport,
+) -> Questions:
+    """Questions that were asked of the image as it is now, under the GSD that it has now; the others are counted."""
+    digest = hashlib.sha256(image.data).hexdigest() if asked else ""
+    found: Questions = defaultdict(list)
+    for facts, questions in asked.items():
+        record = dict(zip(VIEW_FACTS, facts, strict=True))
+        changed = stale_fact(record, sample, boundaries, image_sha256=digest)
+        if changed is None:
+            found[record["factor"]] += questions
+        else:
+            report.stale[changed] += len(questions)
+    return found
 
 
 def _views(
     sample: Sample,
     images: Sequence[StoredImage],
-    of_image: dict[int, list[Question]],
+    of_image: Questions,
     keep_own: bool,
     boundaries: TierBoundaries,
 ) -> list[Written]:
@@ -187,11 +223,11 @@ def _views(
     return found
 
 
-def _plain(questions: Questions) -> list[Any]:
+def _plain(questions: Asked) -> list[Any]:
     return [
-        [image_id, factor, [asdict(question) for question in of_view]]
-        for image_id, of_image in sorted(questions.items())
-        for factor, of_view in sorted(of_image.items())
+        [image_id, facts, [asdict(question) for question in of_view]]
+        for image_id, asked in sorted(questions.items())
+        for facts, of_view in asked.items()  # in the order of `in_order`
     ]
 
 

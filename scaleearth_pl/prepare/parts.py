@@ -10,6 +10,7 @@ of them run at once or where.
 """
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,17 +23,14 @@ from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
 from scaleearth_pl.prepare.filter_rules import RULES, PairInView
-from scaleearth_pl.prepare.importers.books import open_books, write_counts
+from scaleearth_pl.prepare.importers.books import COUNTS_NAME, open_books, write_counts
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
 from scaleearth_pl.prepare.importers.source import Source
-from scaleearth_pl.prepare.importers.tally import Tally
+from scaleearth_pl.prepare.importers.tally import DROPPED, Tally, dropped
 from scaleearth_pl.prepare.views import view_of
 from scaleearth_pl.prepare.write import ShardWriter
-
-DROPPED = "copy_of_evaluation"
-"""Kind under which images of a leakage guard's drop list are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +104,13 @@ def import_part(config: PartConfig, out: Path, *, rank: int, tasks: int) -> Path
     return out
 
 
+def is_spoilt(part: Path) -> bool:
+    """Whether a finished part would differ, were the archives mended: it has failures, or no image at all."""
+    sources = json.loads((part / COUNTS_NAME).read_text())["sources"].values()
+    kinds = {kind for found in sources for kind in found["rejected"]}
+    return bool(kinds - {DROPPED}) or not any(found["images"] for found in sources)
+
+
 def filtered(sample: Sample, rules: Sequence[str], boundaries: TierBoundaries, broken: Counter[str]) -> Sample | None:
     """The sample with the questions that break none of `rules`; None if none is left. `broken` counts by rule."""
     view = view_of(sample, 1, boundaries)
@@ -145,8 +150,7 @@ def _entry(
     if isinstance(record, Rejected):
         return record
     if record.image_id in config.drop:
-        reason = "on the leakage guard's list"
-        return Rejected(source=record.source, item=record.image_id, kind=DROPPED, reason=reason)
+        return dropped(record)
     entry, resolution = finish(record, boundaries=boundaries, max_pixels=config.max_pixels)
     if isinstance(entry, Rejected):
         return entry

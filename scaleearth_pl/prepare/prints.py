@@ -5,13 +5,14 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.core.imagehash import THUMBNAIL_SIDE, WORDS, Fingerprint, fingerprint
 from scaleearth_pl.data.images import IMAGE_FORMATS, decode_rgb, image_size
 from scaleearth_pl.data.shard_index import INDEX_NAME
@@ -23,7 +24,8 @@ FOLDER_SPLIT = "images"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prints:
-    """Fingerprints as columns; row k is `image_id[k]`, of `split[k]` and `place_id[k]`; a pair has two rows of one id.
+    """Fingerprints as columns; a pair has two rows of one id. Row k is `image_id[k]`, of `split[k]`, `place_id[k]`,
+    `provenance[k]` (of its GSD).
 
     `hashes` [n, 8, WORDS] as in `Fingerprint`, `thumbnail` [n, side, side]; `unreadable` says which image and why.
     """
@@ -32,6 +34,7 @@ class Prints:
     image_id: tuple[str, ...]
     split: tuple[str, ...]
     place_id: tuple[str, ...]
+    provenance: tuple[Provenance, ...]
     hashes: NDArray[np.uint64]
     thumbnail: NDArray[np.uint8]
     unreadable: tuple[tuple[str, str], ...]
@@ -47,6 +50,7 @@ class Prints:
             image_id=tuple(self.image_id[k] for k in rows),
             split=tuple(self.split[k] for k in rows),
             place_id=tuple(self.place_id[k] for k in rows),
+            provenance=tuple(self.provenance[k] for k in rows),
             hashes=self.hashes[rows],
             thumbnail=self.thumbnail[rows],
             unreadable=self.unreadable,
@@ -59,6 +63,7 @@ class _Row:
     split: str
     place_id: str
     found: Fingerprint | str
+    provenance: Provenance = Provenance.UNKNOWN
 
 
 def read_prints(root: Path, *, observe: Callable[[], None] = lambda: None) -> Prints:
@@ -86,6 +91,7 @@ def read_prints(root: Path, *, observe: Callable[[], None] = lambda: None) -> Pr
         image_id=tuple(row.image_id for row in good),
         split=tuple(row.split for row in good),
         place_id=tuple(row.place_id for row in good),
+        provenance=tuple(row.provenance for row in good),
         hashes=np.array([p.hashes for p in prints], dtype=np.uint64).reshape(-1, 8, WORDS),
         thumbnail=np.array([p.thumbnail for p in prints], dtype=np.uint8).reshape(-1, side, side),
         unreadable=tuple((row.image_id, row.found) for row in rows if isinstance(row.found, str)),
@@ -111,8 +117,14 @@ def _corpus_rows(root: Path) -> Iterator[_Row]:
         except (SampleError, GsdError) as error:
             yield _Row(image_id=image_id, split=split, place_id=image_id, found=str(error))
             continue
-        place_id = sample.place_id or image_id
-        yield from (_Row(image_id=image_id, split=split, place_id=place_id, found=one) for one in found)
+        about = _Row(
+            image_id=image_id,
+            split=split,
+            place_id=sample.place_id or image_id,
+            found="",
+            provenance=sample.gsd_provenance,
+        )
+        yield from (replace(about, found=one) for one in found)
     reader.close()
 
 

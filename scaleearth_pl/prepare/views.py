@@ -8,6 +8,7 @@ the ideal detector: a real sensor's point spread is wider and its noise does not
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from scaleearth_pl.prepare.prompts.compose import View
 
 MIN_SIDE = 32
 """Pixels that a coarse image keeps on its shorter side: one visual token of Qwen3-VL."""
+
+VIEW_FACTS = ("factor", "image_sha256", "width", "height", "gsd_m", "gsd_provenance", "tier", "class")
+"""What a question was asked of and under: where one of these has changed since, question and answer may be wrong."""
 
 MIMES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 """Encodings that chat servers take as they are; the others are sent as PNG."""
@@ -100,6 +104,19 @@ def facts_of(sample: Sample, view: View, *, factor: int, image_sha256: str) -> d
         "tier": str(view.tier),
         "class": sample.class_label,
     }
+
+
+def stale_fact(
+    record: Mapping[str, Any], sample: Sample, boundaries: TierBoundaries, *, image_sha256: str
+) -> str | None:
+    """The first of `VIEW_FACTS` in which a record differs from the sample as it is now; None where all agree.
+
+    "factor" means that the sample has no such view any more: it is too small for it, or lost its GSD.
+    """
+    factor = record["factor"]
+    view = view_of(sample, factor, boundaries)
+    now = {} if view is None else facts_of(sample, view, factor=factor, image_sha256=image_sha256)
+    return next((name for name in VIEW_FACTS if name not in now or record.get(name) != now[name]), None)
 
 
 def view_of_facts(facts: dict[str, Any]) -> View:

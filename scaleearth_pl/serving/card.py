@@ -92,7 +92,8 @@ def _peft(meta: AdapterMeta) -> str:
         return "PEFT and servers that speak PEFT read this folder too: it has no gates."
     return (
         "PEFT and servers that speak PEFT read this folder too, but then *all gates are open*: that is another model. "
-        "`scaleearth export FOLDER --gsd-m 0.5 --out DIR` folds the gate at one GSD into an ordinary LoRA for them."
+        f"`scaleearth export FOLDER --gsd-m {meta.resolver.spoof_gsd_m or 0.5:g} --out DIR` folds the gate at one GSD "
+        "into an ordinary LoRA for them."
     )
 
 

@@ -11,7 +11,7 @@ packed forward, because the gate is per tree:
 
     Query(image=..., questions=(...), policy=..., gsd_m=..., spoof_gsd_m=...)     what is asked, checked at once
         |  prepare(query) -> Prepared      host work: open, resize, tokenise; every fault of a user raises HERE
-        v                                  (SampleError, GsdError, ConfigError); thread-safe; `.n_tokens` to budget by
+        v                                  (SampleError, GsdError, ConfigError); thread-safe; `PassSize.of` to budget by
     run([Prepared, ...]) -> list[list[Answer]]     one packed pass per `max_batch_tokens`: vision once an image, SSE-U,
         |                                          resolver, prefill, KV-cached greedy decoding; one caller at a time
         v                                          (a lock); `on_token(query, question, text so far)` streams
@@ -59,7 +59,8 @@ class Assistant:
     Args:
         loaded: from `load_model`.
         max_new_tokens: longest answer.
-        max_batch_tokens: prompt tokens of one packed pass; more queries take more passes.
+        max_batch_tokens: prompt tokens of one packed pass, and by `pass_size.SLOTS_PER_TOKEN` slots of its cache; more
+            queries take more passes.
     """
 
     def __init__(self, loaded: LoadedModel, *, max_new_tokens: int = 24, max_batch_tokens: int = 16_384) -> None:
@@ -167,7 +168,7 @@ class Assistant:
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         answers: list[list[Answer]] = []
         with self._lock:
-            for first, part in passes(prepared, self.max_batch_tokens):
+            for first, part in passes(prepared, self.max_batch_tokens, limit):
                 answers += self._one_pass(part, limit, shifted(on_token, first))
         return answers
 

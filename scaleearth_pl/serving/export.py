@@ -7,8 +7,9 @@
 
 Each folder is bare PEFT: `adapter_config.json` and `adapter_model.safetensors`, a sorted list of projections, no
 `modules_to_save`, keys with `language_model`. Each is loaded back *through PEFT* on the dequantised base, compared with
-the gated model, and refused if it differs, or if it equals the base (`verify.py`). `bank.json` says what a nearest
-neighbour costs; docs/serving.md how to serve it. GSDs are metres per pixel *seen by the model*.
+the gated model, and refused if it differs, or if it equals the base (`verify.py`). Scales at which a fold would not be
+the model that was evaluated are refused before (`foldable.py`). `bank.json` says what a nearest neighbour costs;
+docs/serving.md how to serve it. GSDs are metres per pixel *seen by the model*.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.bank import BANK, Bank, BankEntry, PolicyError
 from scaleearth_pl.serving.dequantise import dequantise
 from scaleearth_pl.serving.engine import Assistant
-from scaleearth_pl.serving.fold import FoldScale, UpdateMetric, cell, cell_errors, fold, parse_grid
+from scaleearth_pl.serving.fold import FoldErrors, FoldScale, UpdateMetric, cell, cell_errors, fold, parse_grid
+from scaleearth_pl.serving.foldable import check_foldable, hears_sigma, pinned_gsd_m
 from scaleearth_pl.serving.native import check_replaceable, check_repository, push, save_pretrained
 from scaleearth_pl.serving.options import add_run_options, run_of
 from scaleearth_pl.serving.verify import TOLERANCE, Difference, Verifier, check, check_keys
@@ -44,6 +46,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 METADATA_SIGMAS = {"metadata, exact": 0.01, "metadata, nominal": 0.05}
 """Sigmas that the gate is told under policy "metadata", in decades (docs/contracts.md)."""
+
+EVERY_GSD_M = (1e-30, 1e30)
+"""The cell of a folder that serves every image, because its gate was trained at one GSD whatever the image's."""
 
 
 @command
@@ -122,16 +127,18 @@ def export_bank(
         verify: load every folder back through PEFT and compare.
 
     Raises:
-        ConfigError: `out` holds something else, two scales of one name, or PEFT is absent.
+        ConfigError: `out` holds something else, two scales of one name, PEFT is absent, or no fold at these scales is
+            the model that was evaluated.
         CheckpointError: a folder is not the gated model, or is the base.
     """
     started = time.perf_counter()
+    check_foldable(loaded, scales)
     _check_target(out, scales)
     was_four_bit = dequantise(loaded.model.backbone) > 0
     metric, adapters = UpdateMetric(loaded.model.adapters), loaded.model.adapters
     config = read_json(loaded.adapter.path / PEFT_CONFIG)
     config["base_model_name_or_path"] = base_name or config["base_model_name_or_path"]
-    verifier = Verifier(Assistant(loaded)) if verify else None
+    verifier, run = Verifier(Assistant(loaded)) if verify else None, loaded.adapter.path.parent
     tolerance = TOLERANCE[dtype]
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
@@ -147,7 +154,8 @@ def export_bank(
             if verifier is not None:
                 (found,) = verifier.compare([folder], [scale])
                 check(found, folder, tolerance=tolerance)
-            entries.append(_entry(scale, scales, metric, folder, found))
+            cell_m, errors = _cell(loaded, scale, scales, metric)
+            entries.append(_entry(scale, cell_m, errors, folder, found))
         bank = Bank(
             base=config["base_model_name_or_path"],
             adapter=str(loaded.adapter.path),
@@ -155,9 +163,9 @@ def export_bank(
             dtype=dtype,
             tolerance=tolerance if verify else None,
             entries=tuple(entries),
-            policy_errors=tuple(policy_errors(metric, scales, loaded.adapter.path.parent)),
+            policy_errors=tuple(policy_errors(metric, scales, run)) if hears_sigma(loaded) else (),
             seconds=round(time.perf_counter() - started, 2),
-            notes=_notes(was_four_bit, base_name),
+            notes=_notes(was_four_bit, base_name, pinned_gsd_m(loaded)),
         )
         bank.write(new)
     return bank
@@ -170,19 +178,27 @@ def _check_target(out: Path, scales: Sequence[FoldScale]) -> None:
     check_replaceable(out, BANK)
 
 
-def _entry(
-    scale: FoldScale, scales: Sequence[FoldScale], metric: UpdateMetric, folder: Path, found: Difference | None
-) -> BankEntry:
-    """The entry of one folder: its cell among the scales of its sigma, and the worst errors there."""
+def _cell(
+    loaded: LoadedModel, scale: FoldScale, scales: Sequence[FoldScale], metric: UpdateMetric
+) -> tuple[tuple[float, float], FoldErrors]:
+    """(low, high) in metres of the cell of a fold among the scales of its sigma, and the worst errors there."""
+    if pinned_gsd_m(loaded) is not None:
+        return EVERY_GSD_M, FoldErrors(gate=0.0, update=0.0)
     row = [log10_gsd(s.gsd_m) for s in scales if s.sigma_log10 == scale.sigma_log10]
     low, high = cell(row, row.index(log10_gsd(scale.gsd_m)))
-    errors = cell_errors(metric, scale, (low, high))
+    return (10**low, 10**high), cell_errors(metric, scale, (low, high))
+
+
+def _entry(
+    scale: FoldScale, cell_m: tuple[float, float], errors: FoldErrors, folder: Path, found: Difference | None
+) -> BankEntry:
+    """The entry of one folder."""
     return BankEntry(
         name=scale.name,
         gsd_m=scale.gsd_m,
         sigma_log10=scale.sigma_log10,
-        low_m=10**low,
-        high_m=10**high,
+        low_m=cell_m[0],
+        high_m=cell_m[1],
         gate_error=errors.gate,
         update_error=errors.update,
         n_bytes=sum(file.stat().st_size for file in folder.iterdir()),
@@ -222,8 +238,10 @@ def _short() -> dict[str, float]:
     return {name.removeprefix("metadata, "): sigma for name, sigma in METADATA_SIGMAS.items()}
 
 
-def _notes(was_four_bit: bool, base_name: str | None) -> tuple[str, ...]:
+def _notes(was_four_bit: bool, base_name: str | None, pinned_m: float | None) -> tuple[str, ...]:
     notes = ["GSDs are metres per pixel seen by the model, after its resizing"]
+    if pinned_m is not None:
+        notes.append(f"the gate was trained at {pinned_m:g} m alone: the folder serves images of every GSD")
     if was_four_bit:
         notes.append("trained on a 4-bit base: serve on what `scaleearth export-base` writes, not on the original")
     if was_four_bit and base_name is None:

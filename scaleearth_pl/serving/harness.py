@@ -8,7 +8,8 @@ questions of an image next to each other: those are put back together here and s
 
 Scale: a harness knows no GSD. It comes from a field of the task's documents (`gsd_field`, metres per pixel of the file), or
 from one number for the whole task (`gsd_m`), else SSE-U reads it. Which it was is the model's business to report: a score
-without it cannot be compared.
+without it cannot be compared. How sure a document's GSD is, its field `gsd_sigma_log10` says, as `harness_corpus.py` writes
+it; without that field, it is exact.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from PIL import Image
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.images import rgb_pixels
-from scaleearth_pl.serving.query import Prepared, Query
+from scaleearth_pl.serving.query import SIGMAS_LOG10, Prepared, Query
 from scaleearth_pl.serving.scale import Policy
 
 IMAGES_AT_ONCE = 32
@@ -37,19 +38,21 @@ class HarnessRequest:
         image: RGB pixels.
         text: the whole prompt, options included.
         gsd_m: metres per pixel of the image as given; None lets SSE-U read it.
+        gsd_sigma_log10: how sure that is, in decades; None is an exact GSD.
         until: the answer ends before the first of these.
     """
 
     image: Image.Image
     text: str
     gsd_m: float | None = None
+    gsd_sigma_log10: float | None = None
     until: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for requests that can share a pass over one image."""
         pixels = hashlib.blake2b(self.image.tobytes(), digest_size=16).digest()
-        return self.image.size, self.image.mode, pixels, self.gsd_m
+        return self.image.size, self.image.mode, pixels, self.gsd_m, self.gsd_sigma_log10
 
 
 def manifest() -> Any:
@@ -79,8 +82,15 @@ def answer_requests(
 
 
 def _prepare(assistant: Assistant, group: Sequence[HarnessRequest], policy: Policy | None) -> Prepared:
-    texts = [request.text.replace("<image>", "").strip() for request in group]
-    return assistant.prepare(Query(image=group[0].image, questions=texts, gsd_m=group[0].gsd_m, policy=policy))
+    texts, first = [request.text.replace("<image>", "").strip() for request in group], group[0]
+    sigma = _sigma(first.gsd_sigma_log10)
+    query = Query(image=first.image, questions=texts, gsd_m=first.gsd_m, gsd_sigma_log10=sigma, policy=policy)
+    return assistant.prepare(query)
+
+
+def _sigma(told: float | None) -> float:
+    """As a query takes it. A corpus may say 0, a user may not; to the gate in float32, the least sigma is the same as 0."""
+    return Query.gsd_sigma_log10 if told is None else max(told, SIGMAS_LOG10[0])
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -3,10 +3,11 @@
     python -m scaleearth_pl.serving.harness_corpus data_shards/rsvqa --source rsvqa_lr --out data_shards/harness/rsvqa_lr
 
 RSVQA is in no harness as its authors publish it; here it comes from shards, whose test split is the official one, so
-that the harness scores the very questions that `scaleearth evaluate` scores. A row of the table:
+that the harness scores the very questions that `scaleearth evaluate` scores, told as surely. A row of the table:
 
-    {"image": "images/0000.png", "question": "...", "answer": "...", "type": "...", "gsd_m": 10.0}
+    {"image": "images/0000.png", "question": "...", "answer": "...", "type": "...", "gsd_m": 10.0, "gsd_sigma_log10": 0.05}
 
+GSD (metres per pixel of the file) and sigma (decades, the sample's own or its provenance's) are null where unknown.
 Images are written as they lie in the shard. The task files in `harness_tasks/` read this folder.
 """
 
@@ -19,7 +20,11 @@ from typing import Any
 
 from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
+
+SIGMA_FIELD = "gsd_sigma_log10"
+"""Field of a row that says how sure its GSD is, in decades; named as in the samples of a corpus."""
 
 
 def export_corpus(root: Path, out: Path, *, split: str = "test", source: str | None = None) -> int:
@@ -44,10 +49,7 @@ def export_corpus(root: Path, out: Path, *, split: str = "test", source: str | N
         sample, data = reader.read(row)
         name = f"images/{row:06d}.{index.text['ext'][row]}"
         (out / name).write_bytes(data)
-        rows += [
-            {"image": name, "question": qa.question, "answer": qa.answer, "type": qa.type, "gsd_m": sample.gsd_m_native}
-            for qa in sample.qas
-        ]
+        rows += _rows(sample, name)
     reader.close()
     if not rows:
         found = sorted(set(index.text["source"]))
@@ -57,6 +59,14 @@ def export_corpus(root: Path, out: Path, *, split: str = "test", source: str | N
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (out / "questions.jsonl").write_text(text, encoding="utf-8")
     return len(rows)
+
+
+def _rows(sample: Sample, image: str) -> list[dict[str, Any]]:
+    """One row for each question."""
+    scale = {"gsd_m": sample.gsd_m_native, SIGMA_FIELD: sample.sigma_log10}
+    return [
+        {"image": image, "question": qa.question, "answer": qa.answer, "type": qa.type, **scale} for qa in sample.qas
+    ]
 
 
 @command

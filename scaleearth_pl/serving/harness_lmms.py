@@ -11,6 +11,7 @@ from lmms_eval.api.model import lmms
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, one_image
+from scaleearth_pl.serving.harness_corpus import SIGMA_FIELD
 from scaleearth_pl.serving.scale import Policy
 
 
@@ -21,7 +22,8 @@ class ScaleEarthLmms(lmms):
         model: a run or an adapter folder.
         base: as `Assistant.from_pretrained`.
         policy: whose GSD counts; by default the document's where there is one, else SSE-U's word.
-        gsd_field: field of the task's documents that holds metres per pixel.
+        gsd_field: field of the task's documents that holds metres per pixel; beside it, `gsd_sigma_log10` may say how
+            sure that is, in decades.
         gsd_m: metres per pixel of every image of the task, where the documents do not say.
         max_new_tokens: longest answer, whatever the task allows.
         device: auto, cpu or cuda.
@@ -64,18 +66,19 @@ class ScaleEarthLmms(lmms):
 
     def _asked(self, text: str, options: Any, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> HarnessRequest:
         document = self.task_dict[task][split][doc_id]
-        until = options.get("until") or ()
+        until, (gsd_m, sigma) = options.get("until") or (), self._scale(document, task)
         return HarnessRequest(
             image=one_image(doc_to_visual(document), task),
             text=text,
-            gsd_m=self._document_gsd_m(document, task),
+            gsd_m=gsd_m,
+            gsd_sigma_log10=sigma,
             until=(until,) if isinstance(until, str) else tuple(until),
         )
 
-    def _document_gsd_m(self, document: Any, task: str) -> float | None:
-        """The document's own word, else that for the whole task, else None."""
+    def _scale(self, document: Any, task: str) -> tuple[float | None, float | None]:
+        """(GSD, sigma): the document's own word, else that for the whole task, else None; sigma of the former only."""
         if self._gsd_field is None:
-            return self._gsd_m
+            return self._gsd_m, None
         if self._gsd_field not in document:
             raise ConfigError(
                 "the task's documents have no such field",
@@ -84,7 +87,7 @@ class ScaleEarthLmms(lmms):
                 remedy=f"one of {sorted(document)}",
             )
         told: float | None = document[self._gsd_field]
-        return self._gsd_m if told is None else told
+        return (self._gsd_m, None) if told is None else (told, document.get(SIGMA_FIELD))
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Refused: see the class."""

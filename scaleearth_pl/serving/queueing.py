@@ -1,8 +1,8 @@
 """Micro-batching: requests that arrive together are answered in one packed pass, whatever their GSDs.
 
-    HTTP tasks  --submit-->  queue  --collect: up to `max_batch` jobs, its token budget, or `max_wait_s`-->  engine.run
-        ^                                                                                                     |
-        +------------------------- futures, and texts as they grow ------------------------------------------+
+    HTTP tasks  --submit-->  queue  --collect: up to `max_batch` jobs, a full pass, or `max_wait_s`-->  engine.run
+        ^                                                                                               |
+        +------------------------- futures, and texts as they grow ------------------------------------+
 
 One thread owns the engine. While it computes, others queue, so under load batches fill by themselves; the wait only
 serves requests that arrive within a few milliseconds of each other on an idle server, and is its price: `max_wait_s`
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.serving.pass_size import PassSize
 from scaleearth_pl.serving.query import Answer, Prepared
 from scaleearth_pl.serving.stream import OnToken
 
@@ -45,7 +46,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
-    """When a batch is closed: `max_batch` jobs, the engine's token budget, or `max_wait_s` after the first arrived."""
+    """When a batch is closed: `max_batch` jobs, a full pass (`pass_size.py`), or `max_wait_s` after the first arrived."""
 
     max_batch: int = 32
     max_wait_s: float = 0.005
@@ -68,6 +69,11 @@ class Job:
     on_text: OnText | None = None
     future: "Future[list[Answer]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def size(self) -> PassSize:
+        """Of a pass that holds this job alone."""
+        return PassSize.of(self.prepared, self.max_new_tokens)
 
     def listen(self, on_text: OnText) -> None:
         """Who hears the texts as they grow; to be said before `submit`."""
@@ -126,13 +132,13 @@ class Batcher:
         self._held = None
         if first is None:
             return []
-        batch, tokens, closes = [first], first.prepared.n_tokens, first.arrived + self.policy.max_wait_s
+        batch, size, closes = [first], first.size, first.arrived + self.policy.max_wait_s
         while len(batch) < self.policy.max_batch:
             job = self._next(closes)
             if job is None:
                 break
-            tokens += job.prepared.n_tokens
-            if tokens > self._engine.max_batch_tokens:
+            size = size + job.size
+            if not size.fits(self._engine.max_batch_tokens):
                 self._held = job
                 break
             batch.append(job)

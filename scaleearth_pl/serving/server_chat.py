@@ -40,8 +40,7 @@ async def answer_chat(service: Service, request: Request) -> Response:
     handed_over = False
     try:
         chat, prepared = await service.check(await _read(request, service.limits))
-        longest = service.assistant.max_new_tokens
-        limit = min(chat.max_completion_tokens or chat.max_tokens or longest, longest)
+        limit = service.longest_answer(chat)
         head = ReplyHead(model=service.name, notes=chat.notes)
         if chat.stream:
             handed_over = True

@@ -3,7 +3,7 @@
 Every request is either answered or refused with a status and a sentence; none is dropped. The statuses:
 
     400  not JSON                                     404  another model, another address
-    408  the body came too slowly                     413  too many bytes, or an image of too many pixels
+    408  the body came too slowly                     413  too many bytes, pixels of the image, tokens or cache slots
     422  JSON that cannot be meant: a field, an image, a GSD; the message names it and the remedy
     429  as many requests as allowed are already accepted; Retry-After says when to come back
     503  the server is stopping                       500  a fault of ours, not of the request
@@ -27,6 +27,10 @@ def port(text: str) -> int:
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
     """Bounds of one request and of all together; memory stays below `max_queue` times what one request may hold.
+
+    What it may hold on the device is bounded by the engine, not here: `max_batch_tokens` tokens and, because the decoding
+    cache is a rectangle, `SLOTS_PER_TOKEN` times as many slots, questions x (the longest's tokens + those of an answer) +
+    the image's (`pass_size.py`). `max_questions` short questions are far below both at the usual length of answers.
 
     Attributes:
         max_image_bytes: of the file inside the data URL.

@@ -11,6 +11,7 @@ from scaleearth_pl.serving import openai_api
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.metrics import ServerMetrics
 from scaleearth_pl.serving.openai_api import ChatRequest
+from scaleearth_pl.serving.pass_size import PassSize, max_slots
 from scaleearth_pl.serving.query import Prepared, Query
 from scaleearth_pl.serving.queueing import Batcher
 from scaleearth_pl.serving.server_images import image_from_url
@@ -87,6 +88,24 @@ class Service:
         )
         prepared = self.assistant.prepare(query)
         self.limits.check_gsd_m(prepared.gsd.gsd_m, "the file's GSD")
-        if prepared.n_tokens > self.assistant.max_batch_tokens:
-            raise RefusedError(413, f"{prepared.n_tokens} tokens, of {self.assistant.max_batch_tokens} allowed")
+        _check_size(PassSize.of(prepared, self.longest_answer(request)), self.assistant.max_batch_tokens)
         return request, prepared
+
+    def longest_answer(self, request: ChatRequest) -> int:
+        """Tokens of one answer at most: what the request allows, within what the server does."""
+        longest = self.assistant.max_new_tokens
+        return min(request.max_completion_tokens or request.max_tokens or longest, longest)
+
+
+def _check_size(size: PassSize, max_batch_tokens: int) -> None:
+    """Refuses a request that fills more than one pass by itself."""
+    if size.n_tokens > max_batch_tokens:
+        raise RefusedError(413, f"{size.n_tokens} tokens, of {max_batch_tokens} allowed: ask less at once")
+    if not size.fits(max_batch_tokens):
+        raise RefusedError(
+            413,
+            f"{size.n_slots} cache slots, of {max_slots(max_batch_tokens)} allowed: {size.n_branches} questions x (the "
+            f"longest's {size.longest_prompt} tokens + {size.max_new_tokens} of an answer) + {size.longest_prefix} of "
+            "the image. Ask the longest question apart, fewer at once, or with a smaller max_tokens",
+            param="questions",
+        )

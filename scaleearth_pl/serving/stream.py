@@ -5,22 +5,28 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from scaleearth_pl.core.batch import TreeBatch
+from scaleearth_pl.serving.pass_size import PassSize
 from scaleearth_pl.serving.query import Prepared
 
 OnToken = Callable[[int, int, str], None]
 """Called with (number of the query, number of its question, the answer so far) as tokens arrive."""
 
 
-def passes(prepared: Sequence[Prepared], budget: int) -> Iterator[tuple[int, list[Prepared]]]:
-    """Consecutive queries within the token budget (at least one each), with the number of the first."""
+def passes(
+    prepared: Sequence[Prepared], max_batch_tokens: int, max_new_tokens: int
+) -> Iterator[tuple[int, list[Prepared]]]:
+    """Consecutive queries that fit into a pass together (at least one each), with the number of the first."""
     part: list[Prepared] = []
-    first = used = 0
+    size: PassSize | None = None
+    first = 0
     for number, query in enumerate(prepared):
-        if part and used + query.n_tokens > budget:
+        alone = PassSize.of(query, max_new_tokens)
+        joined = alone if size is None else size + alone
+        if part and not joined.fits(max_batch_tokens):
             yield first, part
-            part, first, used = [], number, 0
+            part, first, joined = [], number, alone
         part.append(query)
-        used += query.n_tokens
+        size = joined
     if part:
         yield first, part
 

@@ -133,7 +133,7 @@ def probe(assistant: Assistant) -> tuple[TreeBatch, Any]:
     ramp = np.linspace(0, 255, side)
     noise = np.random.default_rng(0).integers(0, 256, (side, side))
     pixels = np.stack([np.tile(ramp, (side, 1)), np.tile(ramp[:, None], (1, side)), noise], axis=-1).astype(np.uint8)
-    query = Query(image=pixels, questions=PROBE_QUESTIONS, spoof_gsd_m=1.0)
+    query = Query(image=pixels, questions=PROBE_QUESTIONS, gsd_m=1.0)
     device = next(assistant.model.backbone.parameters()).device
     batch = collate([assistant.prepare(query).tree]).to(device)
     with torch.no_grad():

@@ -96,6 +96,18 @@ def test_records_of_another_corpus_are_refused(chain: Path, tmp_path: Path) -> N
             assert audit.main([*where, *files]) == 2
 
 
+def test_a_record_of_another_gsd_is_not_paid_for(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = records(chain / "filtered.jsonl")[:3]
+    write_jsonl(tmp_path / "r.jsonl", [{**rows[0], "gsd_m": 0.03}, *rows[1:]])
+    with ChatServer() as server:
+        assert audit_again(chain, tmp_path / "a.jsonl", server, "--records", str(tmp_path / "r.jsonl")) == 0
+        assert server.arrivals.total() == 2
+    assert {r["record_id"] for r in records(tmp_path / "a.jsonl")} == {row["id"] for row in rows[1:]}
+    assert "1 records that were asked under another gsd_m" in capsys.readouterr().err
+
+
 def verdict(number: int, **changes: Any) -> dict[str, Any]:
     return {"pair": number, **{axis: {"reason": "r", "passes": True} for axis in AXES}, **changes}
 

@@ -127,6 +127,15 @@ def test_bad_files_and_changes_are_typed_errors(tmp_path, text, changes, problem
         read_config(file, changes)
 
 
+def test_a_folder_that_looks_like_a_number_is_a_folder(built, tmp_path, monkeypatch):
+    file, _ = built
+    monkeypatch.chdir(tmp_path)
+    assert main([str(file), "--out", "2024"]) == 0
+    assert len(ShardIndex.load(tmp_path / "2024")) == 15
+    with pytest.raises(ConfigError, match=r"field 'out', value 2024.*quotes"):
+        prepare(file, ["out=2024"])
+
+
 def test_absent_file_and_nested_change(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         read_config(tmp_path / "none.yaml", [])

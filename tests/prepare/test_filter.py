@@ -232,6 +232,13 @@ def test_duplicates_are_counted_within_a_view_only() -> None:
     assert (report.seen, report.kept, report.broken["duplicate"]) == (5, 3, 2)
 
 
+def test_a_question_of_an_older_gsd_takes_none_from_those_asked_since() -> None:
+    report = FilterReport()
+    rows = [record(1, GOOD) | {"gsd_m": 0.5}, record(2, GOOD), record(3, GOOD)]
+    assert [r["id"] for r in filter_records(rows, report)] == ["r1", "r2"]
+    assert report.broken == {"duplicate": 1}
+
+
 def test_every_rule_is_counted_and_the_first_is_the_reason() -> None:
     report, rejected = FilterReport(), list[dict[str, Any]]()
     rows = [record(1, "How wide is the beach at 0.3 m per pixel"), record(2), record(3, GOOD)]
@@ -269,3 +276,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "other.jsonl").write_text('{"id":"x"}\n')
     with pytest.raises(LedgerError, match="none of `generate`"):
         filter_file(tmp_path / "other.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(LedgerError, match=r"cannot be read.*missing\.jsonl.*Remedy"):
+        filter_file(tmp_path / "missing.jsonl", tmp_path / "out.jsonl")

@@ -67,6 +67,28 @@ def test_fmow_records_that_make_no_sense(tmp_path: Path, kind: str) -> None:
     assert kinds("fmow", root) == (1, [kind])
 
 
+def test_fmow_boxes_may_be_the_one_object_itself(tmp_path: Path) -> None:
+    root = make_fmow(tmp_path)
+    path = root / "train" / "airport" / "airport_0" / "airport_0_0_rgb.json"
+    before = list(make_source("fmow", {}, root).records())
+    edit_json(path, lambda row: row.update(bounding_boxes=row["bounding_boxes"][0]))
+    after = list(make_source("fmow", {}, root).records())
+    assert [e.qas for e in after if isinstance(e, Found)] == [e.qas for e in before if isinstance(e, Found)]
+
+
+@pytest.mark.parametrize("boxes", [[None], ["barn"], "barn", 3, [{"category": "barn"}, None]])
+def test_fmow_boxes_that_are_none_cost_their_image(tmp_path: Path, boxes: Any) -> None:
+    root = make_fmow(tmp_path)
+    edit_json(root / "train" / "barn" / "barn_3" / "barn_3_0_rgb.json", lambda row: row.update(bounding_boxes=boxes))
+    assert kinds("fmow", root) == (1, ["bad_row"])
+
+
+def test_a_fmow_box_beyond_all_numbers_costs_its_image(tmp_path: Path) -> None:
+    path = make_fmow(tmp_path) / "train" / "barn" / "barn_3" / "barn_3_0_rgb.json"
+    path.write_text(path.read_text().replace('"box": [0,', '"box": [1e999,'))
+    assert kinds("fmow", tmp_path / "fmow") == (1, ["bad_row"])
+
+
 def llava_row(place: int, **changes: Any) -> Callable[[Path], None]:
     return lambda root: edit_json(root / "geochat_instruct.json", lambda rows: rows[place].update(changes))
 
@@ -124,7 +146,7 @@ def test_tables_that_are_no_csv_text_are_typed_errors(tmp_path: Path, text: byte
 def test_vrsbench_and_geotiff_faults(tmp_path: Path) -> None:
     root = make_vrsbench(tmp_path)
     (root / "Annotations_train" / "P0000_0001.json").write_text("[1, 2")
-    edit_json(root / "Annotations_train" / "P0001_0007.json", lambda row: row.update(qa_pairs=[{"question": "?"}]))
+    edit_json(root / "Annotations_train" / "P0001_0007.json", lambda row: row.update(image=None))
     assert kinds("vrsbench", root) == (1, ["broken_json", "bad_row"])
     questions = make_geotiffs(tmp_path) / "questions.jsonl"
     rows = questions.read_text().splitlines()
@@ -137,6 +159,39 @@ def test_vrsbench_and_geotiff_faults(tmp_path: Path) -> None:
     questions.write_text("\n".join([*rows, *more]))
     found, bad = kinds("geotiffs", tmp_path / "geotiffs")
     assert (found, sorted(bad)) == (3, ["bad_question", "bad_question", "bad_row", "broken_json"])
+
+
+BAD_PAIRS: list[Any] = [
+    {"question": "How many?", "type": "object quantity", "answer": ""},
+    {"question": "How many?", "type": "object quantity", "answer": None},
+    {"question": "How many?", "type": "object quantity", "answer": ["2"]},
+    {"question": "How many?", "type": "object quantity", "answer": True},
+    {"question": "How many?", "answer": "2"},
+    None,
+    "How many?",
+]
+
+
+@pytest.mark.parametrize("pair", BAD_PAIRS)
+def test_a_pair_of_vrsbench_that_is_no_question_costs_itself(tmp_path: Path, pair: Any) -> None:
+    notes = make_vrsbench(tmp_path) / "Annotations_train" / "P0001_0007.json"
+    number = {"question": "How many?", "type": "object quantity", "answer": 2}
+    edit_json(notes, lambda row: row["qa_pairs"].extend([pair, number]))
+    entries = list(make_source("vrsbench", {}, tmp_path / "vrsbench").records())
+    assert [(e.item, e.kind) for e in entries if isinstance(e, Rejected)] == [
+        ("train/P0001_0007.json#2", "bad_question")
+    ]
+    (asked,) = (e.qas for e in entries if isinstance(e, Found) and e.image_id == "vrsbench-P0001_0007")
+    assert [q.answer for q in asked] == ["2", "Urban", "2", "A high-resolution image with two planes."]
+    edit_json(notes, lambda row: row.update(qa_pairs=[pair]))
+    assert kinds("vrsbench", tmp_path / "vrsbench", captions=False) == (2, ["bad_question"])
+
+
+def test_vrsbench_pairs_that_are_no_list_are_counted(tmp_path: Path) -> None:
+    root = make_vrsbench(tmp_path)
+    edit_json(root / "Annotations_train" / "P0001_0007.json", lambda row: row.update(qa_pairs=7))
+    edit_json(root / "Annotations_train" / "P0000_0001.json", lambda row: row.update(qa_pairs=[]))
+    assert kinds("vrsbench", root, captions=False) == (1, ["no_questions", "bad_question"])
 
 
 def test_two_sources_of_one_id_are_told_apart_or_refused(tmp_path: Path) -> None:
@@ -171,10 +226,34 @@ def test_a_stated_share_of_failures_is_fatal_source_by_source(tmp_path: Path, mo
     reader = ShardReader(ShardIndex.load(tmp_path / "b"))
     assert len(reader.index) == 5
     reader.close()
-    monkeypatch.setattr(tally, "MIN_ITEMS", 1)
-    (tmp_path / "rotten" / "images" / "P0000_0001.png").write_bytes(b"rotten")
-    with pytest.raises(QuarantineLimitError, match="1 of 1 items"):
+    monkeypatch.setattr(tally, "MIN_GOOD", 1)
+    with pytest.raises(QuarantineLimitError, match=r"1 of \d items.*, the last because"):
         import_archives(ArchivesConfig(root=tmp_path, sources={"rotten": {"kind": "llava"}}), tmp_path / "c")
+
+
+def test_a_sound_source_is_not_stopped_by_the_head_of_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of text alone come first, and are more than the share until the images follow."""
+    monkeypatch.setattr(tally, "MIN_GOOD", 2)
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x"}]
+    table = make_llava(tmp_path) / "geochat_instruct.json"
+    edit_json(table, lambda rows: rows.extend({"id": f"text-{k}", "conversations": talk} for k in range(2)))
+    sources = {"geochat_instruct": {"kind": "llava"}}
+    result = import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.5), tmp_path / "a")
+    assert (result.images.total(), result.n_rejected) == (3, 2)
+    with pytest.raises(QuarantineLimitError, match="2 of 5 items"):
+        import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.3), tmp_path / "b")
+
+
+def test_images_on_the_drop_list_are_counted_and_no_failures(tmp_path: Path) -> None:
+    make_llava(tmp_path)
+    (tmp_path / "drop.txt").write_text("geochat_instruct-deep-x1\n")
+    config = {"root": str(tmp_path), "sources": {"geochat_instruct": {"kind": "llava"}}, "max_bad_share": 0}
+    result = import_archives(ArchivesConfig.from_dict({**config, "drop": str(tmp_path / "drop.txt")}), tmp_path / "a")
+    assert result.rejected == {("geochat_instruct", tally.DROPPED): 1} and result.images.total() == 2
+    with pytest.raises(ConfigError, match="list of images to drop cannot be read"):
+        import_archives(ArchivesConfig.from_dict({**config, "drop": str(tmp_path / "none.txt")}), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +266,8 @@ def test_a_stated_share_of_failures_is_fatal_source_by_source(tmp_path: Path, mo
         {"sources": {"dota": {}}, "shards": 4},
         {"sources": {"dota": {}}, "root": None},
         {"sources": {"dota": {}}, "root": "/nowhere/at/all"},
+        {"sources": {"dota": {}}, "root": 2024},
+        {"sources": {"dota": {}}, "drop": 2024},
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Archives read in place and images made fit: what climbs out, lies about its size, is cut, or is no image at all."""
 
+import errno
 import io
+import os
 import shutil
 import struct
 import tarfile
@@ -207,3 +209,19 @@ def test_bytes_go_in_as_they_are_where_they_can(tmp_path: Path) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(deep)
     assert any("stretched" in note for note in picture_of(ImageRef(path=deep)).notes)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be missing without a word; the fake stands for missing rights, which root does not lack."""
+    for name in ("a/1.png", "closed/2.png"):
+        put(tmp_path / name, picture(1, 8, 8))
+    scandir = os.scandir
+
+    def refuses(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(ConfigError, match=rf"cannot be read: Permission denied \(file {tmp_path / 'closed'}\)"):
+        list(FileTree(tmp_path).names())

@@ -189,6 +189,22 @@ def test_views_of_one_place_are_no_duplicates(tmp_path: Path) -> None:
     assert [r["kind"] for r in leakage.check(tmp_path / "c")] == []
 
 
+def test_of_two_duplicates_the_better_known_gsd_stays_and_stages_may_share_images(tmp_path: Path) -> None:
+    """One scene: in both stages, and in `train` thrice, of which only the last knows its GSD exactly."""
+    known = [("stage1", None), ("train", None), ("train", Provenance.NOMINAL), ("train", Provenance.EXACT)]
+    with ShardWriter(tmp_path / "c", corpus="c") as writer:
+        for number, (split, provenance) in enumerate(known):
+            stream = io.BytesIO()
+            jpeg(blobs(1), 95 - number).save(stream, "PNG")
+            gsd_m = {"gsd_m": 0.3, "provenance": provenance} if provenance else {"gsd_m": None}
+            sample = replace(fake_sample(number, split=split, size=(128, 128), **gsd_m), place_id=f"p{number}")
+            writer.write(sample, stream.getvalue(), "png")
+    rows = list(leakage.check(tmp_path / "c"))
+    pairs = {(r["image_id"], r["other_image_id"]) for r in rows if r["kind"] == "duplicate"}
+    assert pairs == {(f"train-0000{a}", f"train-0000{b}") for a, b in ((3, 2), (3, 1), (2, 1))}
+    assert leakage.dropped(rows) == ["train-00001", "train-00002"]
+
+
 def test_all_official_questions_mean_that_the_test_split_is_inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,42 @@ def test_the_audit_decides_what_goes_back(chain: Path, tmp_path: Path) -> None:
     assert kept == (passed & set(some_judged)) | unjudged
 
 
+STALE: dict[str, dict[str, Any]] = {
+    "image_sha256": {"image_sha256": "0" * 64},
+    "gsd_m": {"gsd_m": 0.03},
+    "gsd_provenance": {"gsd_provenance": "nominal"},
+    "width": {"width": 64},
+    "class": {"class": "beach"},
+    "factor": {"factor": 64},
+}
+
+
+@pytest.mark.parametrize("fact", list(STALE))
+def test_questions_asked_of_another_view_are_left_out_and_counted(chain: Path, tmp_path: Path, fact: str) -> None:
+    """The old record and the new one of one view lie in one ledger, as after a corrected GSD."""
+    fresh = next(r for r in records(chain / "filtered.jsonl") if r["image_id"] == "train-00000" and r["factor"] == 1)
+    old = {**fresh, **STALE[fact], "id": "0" * 32, "qas": [{**qa, "id": f"old-{qa['id']}"} for qa in fresh["qas"]]}
+    write_jsonl(tmp_path / "both.jsonl", [fresh, old])
+    filtering.filter_file(tmp_path / "both.jsonl", tmp_path / "kept.jsonl")
+    config = merge.MergeConfig(corpus=chain / "corpus", records=tmp_path / "kept.jsonl", keep_own=False)
+    report = merge.merge(config, tmp_path / "new")
+    assert report.stale == {fact: len(fresh["qas"])}
+    (sample, *_) = read_corpus(tmp_path / "new")["train-00000"]
+    assert {q.id for q in sample.qas} == {qa["id"] for qa in fresh["qas"]}
+    assert report.generated == len(fresh["qas"])
+
+
+def test_stale_records_and_missing_ones_are_said_by_the_command(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = records(chain / "filtered.jsonl")
+    write_jsonl(tmp_path / "old.jsonl", [{**rows[0], "gsd_m": 0.03}, *rows[1:]])
+    assert merge_into(chain, tmp_path / "new", records=tmp_path / "old.jsonl") == 3
+    assert "asked under another gsd_m" in capsys.readouterr().out
+    assert merge_into(chain, tmp_path / "none", records=tmp_path / "missing.jsonl") == 2
+    assert "LedgerError" in capsys.readouterr().err
+
+
 def test_equal_results_in_any_order_give_equal_bytes(chain: Path, tmp_path: Path) -> None:
     rows = records(chain / "generated.jsonl")
     random.Random(1).shuffle(rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fakes.archives import edit_json
+from fakes.archives import edit_json, make_patternnet
 from fakes.corpus import fake_sample
 from scale.archive import make_archive
 
@@ -25,6 +25,7 @@ from scaleearth_pl.core.sample import Question
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare import corpus, parts, pipeline
 from scaleearth_pl.prepare.engine import TasksPendingError
+from scaleearth_pl.prepare.importers.tally import DROPPED
 from scaleearth_pl.prepare.join import add_counts
 
 N_IMAGES, PER_IMAGE = 24, 4
@@ -194,7 +195,77 @@ def test_images_on_the_drop_list_stay_out_and_are_counted(archive: Path, tmp_pat
     found = pipeline.build(config(archive, drop=str(drop), sources=sources), tmp_path / "c")
     assert set(samples(found)) == {f"rsvqa_hr-{k}" for k in range(N_IMAGES - 1) if k != 3}
     kinds = Counter(json.loads(line)["kind"] for line in (found / "quarantine.jsonl").read_text().splitlines())
-    assert kinds == {parts.DROPPED: 2}
+    assert kinds == {DROPPED: 2}
+
+
+def described(folder: Path, archive: Path, **more: Any) -> Path:
+    """A YAML of these settings, whose corpus is `folder/c`."""
+    file = folder / "c.yaml"
+    file.write_text(json.dumps({"kind": "pipeline", "out": str(folder / "c"), **config(archive, **more)}))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "archives"])
+def test_a_corpus_of_an_older_drop_list_or_of_other_sources_is_refused(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    raw, drop = Path(shutil.copytree(archive, tmp_path / "archive")), tmp_path / "drop.txt"
+    table = raw / "gsd.csv"
+    table.write_text("class,gsd_m\nairplane,0.5\n")
+    make_patternnet(raw)
+    drop.write_text("rsvqa_hr-3\n")
+    patternnet = {"root": "patternnet", "optional": True, "gsd_table": "gsd.csv"}
+    settings = {"drop": str(drop), "sources": {"rsvqa_hr": {}, "patternnet": patternnet}, "tasks": 1}
+    file = described(tmp_path, raw, **settings)
+    changes = ["--set", f"kind={kind}"]
+    if kind == "archives":
+        mapping = {key: value for key, value in json.loads(file.read_text()).items() if key != "tasks"}
+        file.write_text(json.dumps(mapping))
+    assert corpus.main([str(file), *changes]) == 3, "one image is left out"
+    assert "rsvqa_hr-3" not in samples(tmp_path / "c")
+    assert corpus.main([str(file), *changes]) == 3 and "nothing to do" in capsys.readouterr().err
+    drop.write_text("rsvqa_hr-3\nrsvqa_hr-5\n")
+    table.write_text("class,gsd_m\nairplane,0.6\n")
+    changed = "changed since: drop changed, sources.patternnet.gsd_table changed "
+    with pytest.raises(ConfigError, match=rf"{changed}.*rebuild with: rm -r {tmp_path / 'c'} && scaleearth prepare"):
+        corpus.prepare(file, changes[1:])
+    (raw / "patternnet").rename(raw / "elsewhere")
+    with pytest.raises(ConfigError, match=r"drop changed, sources\.patternnet is gone"):
+        corpus.prepare(file, changes[1:])
+    shutil.rmtree(tmp_path / "c")
+    assert corpus.main([str(file), *changes]) == 3
+    assert not {"rsvqa_hr-3", "rsvqa_hr-5"} & set(samples(tmp_path / "c"))
+    record = tmp_path / "c" / "corpus.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "inputs"}))
+    with pytest.raises(ConfigError, match="were not recorded"):
+        corpus.prepare(file, changes[1:])
+
+
+def test_parts_of_a_broken_archive_are_made_again_once_it_is_mended(
+    archive: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = Path(shutil.copytree(archive, tmp_path / "archive"))
+    image = raw / "rsvqa_hr" / "Data" / "7.tif"
+    sound, ran, import_part = image.read_bytes(), list[int](), parts.import_part
+
+    def noted(*args: Any, rank: int, tasks: int) -> Path:
+        ran.append(rank)
+        return import_part(*args, rank=rank, tasks=tasks)
+
+    monkeypatch.setattr(parts, "import_part", noted)
+    image.write_bytes(b"no picture")
+    with pytest.raises(QuarantineLimitError, match=rf"mend the archive.*run the same command.*{tmp_path / 'c.parts'}"):
+        pipeline.build(config(raw), tmp_path / "c")
+    image.write_bytes(sound)
+    assert content(pipeline.build(config(raw), tmp_path / "c")) == content(built)
+    assert ran == [0, 1, 2, parts.task_of("rsvqa_hr-7", 3)]
+
+
+def test_the_share_that_may_fail_is_no_setting_of_the_parts(archive: Path, tmp_path: Path) -> None:
+    given = [config(archive, max_bad_share=share) for share in (0.01, 0.2)]
+    part = pipeline.read_config(given[0])[2]
+    assert len({pipeline.work_folder(one, tmp_path / "c", part, {}) for one in given}) == 1
+    assert len({pipeline.work_folder(given[0], tmp_path / "c", part, {"drop": digest}) for digest in "ab"}) == 2
 
 
 def test_failures_are_judged_over_all_parts(archive: Path, tmp_path: Path) -> None:

@@ -145,7 +145,38 @@ def test_faults_are_retried_and_lasting_ones_quarantined_with_reason(corpus: Pat
 def test_too_many_failures_stop_the_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ChatServer(faults={"refuse": 1.0}, fault_attempts=99) as server:
         assert run(corpus, tmp_path / "g.jsonl", server) == 2
-    assert "QuarantineLimitError" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "QuarantineLimitError" in said and "--retry-failed" in said
+
+
+def test_a_server_that_rejects_all_of_the_first_is_to_blame_and_not_the_items(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an account without credit, or a parameter that the model does not know: HTTP 400 for everything."""
+    out = tmp_path / "g.jsonl"
+    with ChatServer(faults={"400": 1.0}, fault_attempts=99) as server:
+        assert run(corpus, out, server, "--concurrency", "2") == 2
+        assert "ConfigError: the server rejected each of the first 16 requests" in capsys.readouterr().err
+        assert not failures(out) and not records(out)
+        assert run(corpus, out, server, "--limit", "5") == 2, "fewer than that are the items' own"
+    assert Counter(failure["kind"] for failure in failures(out)) == {"rejected": 15}
+    with ChatServer() as server:
+        assert run(corpus, out, server, "--retry-failed") == 0
+    assert len(records(out)) == 18
+
+
+def test_a_key_that_is_not_set_is_an_error(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer() as server:
+        for name, value in (("NO_SUCH_KEY", None), ("EMPTY_KEY", "")):
+            if value is not None:
+                monkeypatch.setenv(name, value)
+            assert run(corpus, tmp_path / "g.jsonl", server, "--api-key-env", name) == 2
+            assert f"value '{name}'" in capsys.readouterr().err
+        assert not server.arrivals.total()
+        monkeypatch.setenv("SOME_KEY", "k")
+        assert run(corpus, tmp_path / "g.jsonl", server, "--api-key-env", "SOME_KEY", "--limit", "1") == 0
 
 
 def test_a_server_that_dies_half_way_is_no_fault_of_the_items(corpus: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
 from scaleearth_pl.data.processor import Processor
 from scaleearth_pl.data.tokenizer import load_tokenizer
 from scaleearth_pl.loading.model import load_model
+from scaleearth_pl.model.gate import GateConfig
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.serving.bank import Bank, request_for
 from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.export import export_bank, summary
@@ -214,6 +216,45 @@ def test_an_untrained_adapter_is_not_exported(fake_corpus, tmp_path):
     with pytest.raises(CheckpointError, match="never trained"):
         export_bank(load_model(run), [FoldScale(gsd_m=1.0)], tmp_path / "bank")
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_gate_trained_at_one_gsd_is_folded_at_that_one_alone(earth, tmp_path, monkeypatch):
+    """Baseline constant_gate: elsewhere the folder would verify, and be a model that nobody evaluated."""
+    monkeypatch.setattr(earth.model, "resolver", Resolver(ResolverConfig(policy="spoof", spoof_gsd_m=2.0)))
+    for scale in (FoldScale(gsd_m=0.5), FoldScale(gsd_m=2.0, sigma_log10=0.3)):
+        with pytest.raises(ConfigError, match=r"trained at 2 m alone|told no sigma"):
+            export_bank(earth.loaded, [FoldScale(gsd_m=2.0), scale], tmp_path / "bank", verify=False)
+    assert not (tmp_path / "bank").exists()
+    bank = export_bank(earth.loaded, [FoldScale(gsd_m=2.0)], tmp_path / "bank")
+    assert bank.entries[0].difference_to_gated <= 1e-5
+    assert {bank.choose(gsd_m).name for gsd_m in (0.05, 2.0, 300.0)} == {"gsd-2m"}  # `ask` tells that gate 2 m always
+    assert not bank.policy_errors and "2 m alone" in summary(bank, tmp_path)
+    assert Bank.read(tmp_path / "bank") == bank
+
+
+def test_the_command_says_at_which_gsd_such_a_gate_is_folded(earth, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(earth.model, "resolver", Resolver(ResolverConfig(policy="spoof", spoof_gsd_m=2.0)))
+    monkeypatch.setattr("scaleearth_pl.serving.export.run_of", lambda args: earth.loaded)
+    assert cli.run(["export", "--gsd-m", "0.5", "--out", str(tmp_path / "bank")]) == 2
+    error = capsys.readouterr().err
+    assert "0.5" in error and "--gsd-m 2," in " ".join(error.split())
+
+
+def test_a_gate_that_is_told_no_sigma_has_no_sigma_axis(earth, tmp_path, monkeypatch):
+    monkeypatch.setattr(earth.model, "resolver", Resolver(ResolverConfig(marginal=False)))
+    with pytest.raises(ConfigError, match="told no sigma"):
+        export_bank(earth.loaded, [FoldScale(gsd_m=1.0, sigma_log10=0.3)], tmp_path / "bank", verify=False)
+    assert not export_bank(earth.loaded, [FoldScale(gsd_m=1.0)], tmp_path / "bank", verify=False).policy_errors
+
+
+def test_a_model_that_reads_the_gsd_in_its_prompt_is_not_folded(fake_corpus, tmp_path, capsys):
+    """Baseline gsd_text: no folder holds the text, and no client of a folder sends it."""
+    run = make_run(tmp_path, fake_corpus, head=False, gate=GateConfig(kind="open"), gsd_text="metres")
+    assert cli.run(["export", str(run), "--gsd-m", "1", "--out", str(tmp_path / "bank")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "reads the GSD in its prompt" in error and "scaleearth serve" in error
+    assert not (tmp_path / "bank").exists()
+    assert cli.run(["export", str(run), "--native", "--out", str(tmp_path / "native")]) == 0
 
 
 def test_half_precision_keeps_its_own_tolerance(earth, tmp_path):

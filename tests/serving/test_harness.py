@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import io
 import json
 import sys
 import types
@@ -14,6 +15,9 @@ from PIL import Image
 from serving_fakes import picture
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.data.collate import encode_tree
+from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.serving import harness_tasks
 from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, manifest, one_image
 from scaleearth_pl.serving.harness_corpus import export_corpus
@@ -116,6 +120,54 @@ def test_where_the_document_does_not_say_the_task_does(fake_lmms_eval, fake_run,
     assert asked == [0.3, 20.0, 7.0]
 
 
+def test_the_harness_asks_what_evaluate_asks(fake_lmms_eval, fake_corpus, fake_run, tmp_path, monkeypatch):
+    """Image by image: the questions, the GSD and, of nominal samples too, its sigma."""
+    model, asked = lmms(fake_run, gsd_field="gsd_m", policy="metadata", max_new_tokens=1), []
+    prepare = model._assistant.prepare
+    monkeypatch.setattr(model._assistant, "prepare", lambda query: asked.append(prepare(query)) or asked[-1])
+    export_corpus(fake_corpus, tmp_path, split="test")
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    documents = [row | {"image": Image.open(tmp_path / row["image"])} for row in rows if row["gsd_m"]]
+    model.task_dict = {"task": {"test": documents}}
+    model.generate_until([request(i, text=document["question"]) for i, document in enumerate(documents)])
+    theirs = [tree for tree in evaluated(fake_corpus, model._assistant.processor) if tree.info.gsd_m]
+    assert [[p.text for p in q.questions] for q in asked] == [[q.question for q in tree.asked] for tree in theirs]
+    assert [p.tree.prefix for p in asked] == [tree.prefix for tree in theirs]
+    assert [p.tree.info.gsd_m for p in asked] == pytest.approx([tree.info.gsd_m for tree in theirs])
+    assert [p.tree.sigma_log10 for p in asked] == [tree.sigma_log10 for tree in theirs]
+    assert {tree.sigma_log10 for tree in theirs} == {0.01, 0.05}
+
+
+def evaluated(corpus, processor):
+    """The trees of the test split as the evaluator makes them."""
+    index = ShardIndex.load(corpus)
+    reader, trees = ShardReader(index), []
+    for row in (row for shard in index.shards if shard.split == "test" for row in range(shard.start, shard.stop)):
+        sample, data = reader.read(row)
+        image = processor.image(Image.open(io.BytesIO(data)).convert("RGB"))
+        trees.append(encode_tree(sample, [image], sample.qas, processor, boundaries=TierBoundaries()))
+    reader.close()
+    return trees
+
+
+@pytest.mark.parametrize(("told", "heard"), [(0.05, 0.05), (None, 0.01), (0.0, 1e-6)])
+def test_the_sigma_of_a_document_reaches_the_gate(earth, monkeypatch, told, heard):
+    """As exact without one; a sample that is surer than a user may say is asked, not refused."""
+    answers, run = [], earth.run
+    monkeypatch.setattr(earth, "run", lambda *args, **kw: answers.extend(run(*args, **kw)) or answers)
+    sure = HarnessRequest(image=picture(1), text="Forest?", gsd_m=0.3, gsd_sigma_log10=told)
+    other = HarnessRequest(image=picture(1), text="Forest?", gsd_m=0.3, gsd_sigma_log10=1.0)
+    list(answer_requests(earth, [sure, other], policy=None, max_new_tokens=1))
+    assert [row[0].scale.sigma_log10 for row in answers] == pytest.approx([heard, 1.0])
+
+
+def test_documents_without_sigma_are_asked_as_before(fake_lmms_eval, fake_run):
+    model = lmms(fake_run, gsd_field="gsd_m", gsd_m=7.0)
+    model.task_dict["task"]["test"][2]["gsd_sigma_log10"] = 0.3  # of a GSD that it does not say: not the task's
+    found = [model._scale(document, "task") for document in model.task_dict["task"]["test"]]
+    assert found == [(0.3, None), (20.0, None), (7.0, None)]
+
+
 def test_each_task_has_its_own_longest_answer(fake_lmms_eval, fake_run, earth):
     """All tasks come in one list; the answers of one do not grow with another's."""
     model = lmms(fake_run, gsd_field="gsd_m", max_new_tokens=6)
@@ -139,6 +191,7 @@ def test_a_corpus_becomes_a_task(fake_corpus, tmp_path):
     for row in rows:
         assert Image.open(tmp_path / row["image"]).size and row["question"] and row["answer"]
         assert row["gsd_m"] is None or row["gsd_m"] > 0
+        assert (row["gsd_m"] is None) == (row["gsd_sigma_log10"] is None)
     with pytest.raises(ConfigError, match="no such samples"):
         export_corpus(fake_corpus, tmp_path, split="test", source="nothing")
 

@@ -3,18 +3,20 @@
     sources -> records -> finish -> ShardWriter          rejections -> quarantine.jsonl, counted, fatal past a share
 
 The YAML's keys: `root` (of the archives), `sources` (name -> options of the importer, `kind` where it is not the name,
-`optional: true` where it may be missing; null leaves it out), `max_bad_share`, `max_pixels`, `samples_per_shard`,
-`corpus`. Beside the shards: `import.json` (counts), `quarantine.jsonl` (each rejection with its reason; the exit status
-is then 3), `notes.jsonl` (what was done to single images).
+`optional: true` where it may be missing; null leaves it out), `drop` (ids of images to leave out, as `leakage --drop`
+wrote them), `max_bad_share`, `max_pixels`, `samples_per_shard`, `corpus`. Beside the shards: `import.json` (counts),
+`quarantine.jsonl` (each rejection with its reason; the exit status is then 3), `notes.jsonl` (what was done to single
+images).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.console import console, progress_bar
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import sha256_of
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.settings import refuse_unknown
 from scaleearth_pl.geo.candidates import Resolution
@@ -25,8 +27,15 @@ from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
 from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
 from scaleearth_pl.prepare.importers.source import Source
-from scaleearth_pl.prepare.importers.tally import Tally, check_share
+from scaleearth_pl.prepare.importers.tally import Tally, check_share, dropped
+from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.write import ShardWriter
+
+QUESTION_TABLES = ("questions.jsonl", "questions.json", "questions.csv")
+"""Tables that users write themselves, and change."""
+
+MAX_DIGESTED_BYTES = 64 * 2**20
+"""A tenth of a second of hashing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class ArchivesConfig:
     Args:
         root: folder of the archives; paths of the sources are relative to it.
         sources: name to options.
+        drop: file of the ids of images to leave out; they are counted, and no failures.
         max_bad_share: share of failures that is tolerated in each source.
         max_pixels: larger images are averaged down and their GSD follows.
         samples_per_shard: images in one tar file.
@@ -44,6 +54,7 @@ class ArchivesConfig:
 
     root: Path
     sources: dict[str, Any] = field(default_factory=dict)
+    drop: Path | None = None
     max_bad_share: float = 0.01
     max_pixels: int = MAX_PIXELS
     samples_per_shard: int = 512
@@ -65,7 +76,8 @@ class ArchivesConfig:
         refuse_unknown(given, cls)
         if not given.get("root"):
             raise ConfigError("the folder of the archives must be given", field="root", remedy="--set root=DIR")
-        return cls(**{**given, "root": Path(given["root"])})
+        paths = {name: _path(name, given[name]) for name in ("root", "drop") if given.get(name) is not None}
+        return cls(**{**given, **paths})
 
 
 def find_sources(config: ArchivesConfig) -> tuple[dict[str, Source], list[str]]:
@@ -97,11 +109,59 @@ def find_sources(config: ArchivesConfig) -> tuple[dict[str, Source], list[str]]:
     return found, missing
 
 
+def inputs(config: dict[str, Any]) -> dict[str, str]:
+    """What decides the corpus beside the YAML; `ConfigError` as `find_sources`."""
+    return inputs_of(ArchivesConfig.from_dict(config))
+
+
+def inputs_of(config: ArchivesConfig) -> dict[str, str]:
+    """The sources that are there, and digests of the small files that say what is made of them.
+
+    Small files are those that options name (`drop`, `gsd_table`, `pairs`, ...) and tables of questions. Of a file of
+    more than `MAX_DIGESTED_BYTES` the size stands for its content. Archives, images and the publishers' own tables are
+    not looked at: reading them all would take as long as the import.
+    """
+    sources, _ = find_sources(config)
+    files = {f"sources.{name}.{key}": path for name, source in sources.items() for key, path in _tables(source)}
+    if config.drop is not None:
+        files["drop"] = config.drop
+    return {f"sources.{name}": "present" for name in sources} | {name: _digest(path) for name, path in files.items()}
+
+
+def _tables(source: Source) -> Iterator[tuple[str, Path]]:
+    for option in (f.name for f in fields(source) if f.name not in ("root", "work")):
+        value = getattr(source, option)
+        if isinstance(value, Path) and value.is_file():
+            yield option, value
+    for name in QUESTION_TABLES:
+        if (source.root / name).is_file():
+            yield name, source.root / name
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return "absent"
+    size = path.stat().st_size
+    return sha256_of(path) if size <= MAX_DIGESTED_BYTES else f"{size} bytes"
+
+
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, str | Path):
+        raise ConfigError("is a path, as text", field=name, value=value, remedy="put it in quotes")
+    return Path(value)
+
+
 def imported(
-    records: Iterable[Found | Rejected], *, boundaries: TierBoundaries, max_pixels: int = MAX_PIXELS
+    records: Iterable[Found | Rejected],
+    *,
+    boundaries: TierBoundaries,
+    max_pixels: int = MAX_PIXELS,
+    drop: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Imported | Rejected, Resolution | None]]:
-    """Finishes a stream of records one by one, in order."""
+    """Finishes a stream of records one by one, in order; those of an image in `drop` become rejections."""
     for record in records:
+        if isinstance(record, Found) and record.image_id in drop:
+            record = dropped(record)
         yield (
             (record, None)
             if isinstance(record, Rejected)
@@ -118,6 +178,7 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
         QuarantineLimitError: too large a share of a source failed.
     """
     sources, skipped = find_sources(config)
+    drop = read_drop(config.drop) if config.drop else frozenset[str]()
     out.mkdir(parents=True, exist_ok=True)
     tally = Tally(max_bad_share=config.max_bad_share, quarantine=out / QUARANTINE_NAME, skipped=skipped)
     boundaries = TierBoundaries()
@@ -130,7 +191,7 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
     ):
         for name, source in sources.items():
             task = progress.add_task(name, total=None)
-            stream = imported(source.records(), boundaries=boundaries, max_pixels=config.max_pixels)
+            stream = imported(source.records(), boundaries=boundaries, max_pixels=config.max_pixels, drop=drop)
             for entry, resolution in stream:
                 filed = books.file(writer, entry)
                 if isinstance(filed, Rejected):

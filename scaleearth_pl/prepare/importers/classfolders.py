@@ -4,23 +4,28 @@
 else there is to ask of such an image, `generate.py` asks (the paper's way for PatternNet and MtSCCD).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scaleearth_pl.core.errors import ConfigError, GsdError
 from scaleearth_pl.core.gsd import Provenance, parse_gsd_text
+from scaleearth_pl.core.sample import Question
 from scaleearth_pl.geo.candidates import Candidate, Stage
 from scaleearth_pl.prepare.importers.jsonfiles import rows_of_csv
 from scaleearth_pl.prepare.importers.record import Found, Rejected
-from scaleearth_pl.prepare.importers.source import scene_question, words
+from scaleearth_pl.prepare.importers.source import scene_question, split_of_folder, words
 from scaleearth_pl.prepare.importers.store import FileTree
 from scaleearth_pl.prepare.inject import Evidence
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassImage:
-    """What a class folder tells of one image; `path` is its name below the folder of classes, splits or cities."""
+    """What a class folder tells of one image.
+
+    `path` is its name below the folder of classes, splits or cities; `asked` stands for the question of the class, and
+    with it `label` may be empty.
+    """
 
     source: str
     path: str
@@ -29,6 +34,37 @@ class ClassImage:
     label: str
     licence: str | None = None
     region_id: str | None = None
+    asked: Question | None = None
+
+
+def class_folder(name: str, not_classes: Collection[str]) -> str | None:
+    """The folder that holds an image and so is its class; None where it is a split's or, in lower case, of `not_classes`."""
+    folder = ("", *name.split("/"))[-2]
+    return None if not folder or split_of_folder(folder) or folder.lower() in not_classes else folder
+
+
+def split_of_path(name: str) -> str | None:
+    """The split that a folder above an image names, or None."""
+    return next((split for split in map(split_of_folder, name.split("/")[:-1]) if split), None)
+
+
+def class_images(tree: FileTree, source: str, *, layout: str, not_classes: Collection[str]) -> Iterator[str | Rejected]:
+    """Names of the images in class folders, and a rejection for each that lies elsewhere.
+
+    Raises:
+        ConfigError: `tree` holds no image in a class folder (and nothing that was refused and counted instead).
+    """
+    names = list(tree.names())
+    if not tree.refused and not any(class_folder(name, not_classes) for name in names):
+        raise ConfigError(
+            "no image lies in a class folder", file=tree.path, value=names[:1], remedy=f"expected: {layout}"
+        )
+    for name in names:
+        if class_folder(name, not_classes):
+            yield name
+        else:
+            reason = f"{tree.path}: {name!r} lies in no class folder; expected: {layout}"
+            yield Rejected(source=source, item=name, kind="no_questions", reason=reason)
 
 
 def found_image(tree: FileTree, name: str, about: ClassImage, extra: tuple[Candidate, ...] = ()) -> Found | Rejected:
@@ -43,9 +79,9 @@ def found_image(tree: FileTree, name: str, about: ClassImage, extra: tuple[Candi
         split=about.split,
         image_id=image_id,
         image=image,
-        qas=(scene_question(image_id, about.label),),
+        qas=(about.asked or scene_question(image_id, about.label),),
         evidence=evidence,
-        class_label=words(about.label),
+        class_label=words(about.label) or None,
         region_id=about.region_id,
         licence=about.licence,
     )

@@ -3,7 +3,8 @@
 The record knows the degree grid of the pixels (measured) and the sensor's GSD (stated); they differ, and the chain of
 `inject` takes the pixels' and logs the rest. `_rgb` files are pan-sharpened, `_msrgb` files multispectral: one place at
 two GSDs, so both share a `place_id`. An image with boxes of several categories is asked box by box, in thousandths of
-width and height.
+width and height; `bounding_boxes` is a list, or the one object itself. A box that is none costs the image: without it,
+what the image shows would be told from the others alone.
 """
 
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ class Fmow(Source):
         image_id = f"{self.kind}-{split}-{path.stem}"
         try:
             qas = tuple(_questions(row, image_id))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, SampleError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, SampleError) as error:
             return Rejected(source=self.kind, item=item, kind="bad_row", reason=f"bounding_boxes: {error!r}")
         image = FileTree(folder).image_or_rejected(name, source=self.kind, item=item)
         if isinstance(image, Rejected):
@@ -96,9 +97,7 @@ class Fmow(Source):
 
 
 def _questions(row: Row, image_id: str) -> Iterator[Question]:
-    boxes: list[dict[str, Any]] = [
-        box for box in row["bounding_boxes"] if box.get("category") not in (None, "", "false_detection")
-    ]
+    boxes = [box for box in _boxes(row) if box.get("category") not in (None, "", "false_detection")]
     labels = {words(box["category"]) for box in boxes}
     if len(labels) == 1:
         text = "Which facility or land use does this image show?"
@@ -110,6 +109,15 @@ def _questions(row: Row, image_id: str) -> Iterator[Question]:
         corners = [round(1000 * v) for v in (x / width, y / height, (x + w) / width, (y + h) / height)]
         text = f"Which facility or land use lies in the box {corners}?"
         yield _question(f"{image_id}-{number}", text, words(box["category"]))
+
+
+def _boxes(row: Row) -> list[dict[str, Any]]:
+    """The boxes; `SampleError` where one is no object."""
+    stated = row["bounding_boxes"]
+    boxes = [stated] if isinstance(stated, dict) else stated
+    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+        raise SampleError("not a list of boxes", field="bounding_boxes", value=repr(stated)[:80])
+    return boxes
 
 
 def _question(number: str, text: str, answer: str) -> Question:

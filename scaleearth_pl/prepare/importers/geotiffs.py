@@ -16,7 +16,7 @@ from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.sample import FAMILIES, Question
 from scaleearth_pl.prepare.importers.jsonfiles import Row, rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
-from scaleearth_pl.prepare.importers.source import Source, keep_bad_row
+from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, plain_name
 from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree
 from scaleearth_pl.prepare.inject import Evidence
@@ -82,7 +82,7 @@ class GeoTiffs(Source):
                 reason = f"image {image!r}, split {split!r}"
                 keep_bad_row(bad, Rejected(source=self.name, item=place, kind="bad_row", reason=reason), table)
             elif split in self.splits:
-                yield image, number, number, split, json.dumps(row), None
+                yield plain_name(image), number, number, split, json.dumps(row), None
 
     def _image(self, tree: FileTree, image_name: str, items: list[Item]) -> Iterator[Found | Rejected]:
         image = tree.image_or_rejected(image_name, source=self.name, item=image_name)

@@ -21,7 +21,7 @@ from scaleearth_pl.geo.candidates import Candidate
 from scaleearth_pl.prepare.importers.dota import DotaParents
 from scaleearth_pl.prepare.importers.jsonfiles import rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, Records, Rejected
-from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, words
+from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, plain_name, words
 from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree, first_tree
 from scaleearth_pl.prepare.inject import Evidence
@@ -65,6 +65,9 @@ class Llava(Source):
             raise ConfigError("name must be lower-case letters, digits, - and _", field="name", value=self.name)
         if self.split not in self.allowed_splits:
             raise ConfigError("unknown split", field="split", value=self.split, remedy=f"use {self.allowed_splits}")
+        if self.split not in self.splits:
+            remedy = f"write splits: [{self.split}]"
+            raise ConfigError("split is not among `splits`", field="split", value=self.split, remedy=remedy)
 
     def present(self) -> bool:
         """Whether the table is there."""
@@ -75,8 +78,6 @@ class Llava(Source):
         table, images = self._table(), first_tree(self._folder, self.images, f"{self.images}.zip", f"{self.images}.tar")
         if table is None or images is None:
             raise ConfigError("needs one table and its images", file=self._folder, value=(self.table, self.images))
-        if self.split not in self.splits:
-            return
         yield from images.rejected(self.name)
         parents = DotaParents(self.parents) if self.parents else None
         with Spool(self.work) as spool:
@@ -107,7 +108,8 @@ class Llava(Source):
         for number, (place, row) in enumerate(rows_of_file(table)):
             problem = str(row) if isinstance(row, SampleError) else _row_problem(row)
             if problem is None and not isinstance(row, SampleError):
-                yield row["image"], number, number, "conversation", json.dumps(row["conversations"]), None
+                turns = json.dumps(row["conversations"])
+                yield plain_name(row["image"]), number, number, "conversation", turns, None
                 continue
             kind = "broken_json" if isinstance(row, SampleError) else "bad_row"
             keep_bad_row(bad, Rejected(source=self.name, item=place, kind=kind, reason=problem or ""), table)

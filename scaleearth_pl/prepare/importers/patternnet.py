@@ -2,7 +2,8 @@
 
 No GSD per image or class is published; the images come from several zoom levels. So the GSD is *imprecise*, the
 interval of the data set's table, and does not supervise SSE-U, unless the user gives a table of classes. There is no
-official split either: shares of val and test are drawn by hash, none by default.
+official split either: a folder above the class may name one (`images/test/<class>`), else shares of val and test are
+drawn by hash, none by default.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +12,20 @@ from typing import ClassVar
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.geo.candidates import Candidate
-from scaleearth_pl.prepare.importers.classfolders import ClassImage, found_image, read_gsd_table
-from scaleearth_pl.prepare.importers.record import Records
+from scaleearth_pl.prepare.importers.classfolders import (
+    ClassImage,
+    class_images,
+    found_image,
+    read_gsd_table,
+    split_of_path,
+)
+from scaleearth_pl.prepare.importers.record import Records, Rejected
 from scaleearth_pl.prepare.importers.source import Shares, Source, words
 from scaleearth_pl.prepare.importers.store import FileTree, first_tree
 
 _PLACES = ("PatternNet/images", "images", "PatternNet", "PatternNet.zip", "images.zip")
+_LAYOUT = "images/[<split>/]<class>/<file>"
+_NOT_CLASSES = ("patternnet", "images")
 _SPELLINGS = {"wastewater treatment plan": "wastewater treatment plant"}
 
 
@@ -26,7 +35,7 @@ class PatternNet(Source):
 
     Args:
         gsd_table: CSV `class,gsd_m[,gsd_lo,gsd_hi]`; a class that it leaves out keeps the interval of the data set.
-        shares: of val and test.
+        shares: of val and test, for images that no folder assigns to a split.
     """
 
     kind: ClassVar[str] = "patternnet"
@@ -44,11 +53,13 @@ class PatternNet(Source):
         if tree is None:
             raise ConfigError("no images/ folder and no PatternNet.zip", file=self.root, remedy="unpack the archive")
         yield from tree.rejected(self.kind)
-        names = [name for name in tree.names() if "/" in name]
+        found = list(class_images(tree, self.kind, layout=_LAYOUT, not_classes=_NOT_CLASSES))
+        yield from (name for name in found if isinstance(name, Rejected))
+        names = [name for name in found if isinstance(name, str)]
         table = _gsd_table(self.gsd_table, {_label(name) for name in names}) if self.gsd_table else {}
         for name in names:
             path, label = "/".join(name.split("/")[-2:]), _label(name)
-            split = self.shares.split_of(name.rsplit("/", 1)[-1])
+            split = split_of_path(name) or self.shares.split_of(name.rsplit("/", 1)[-1])
             if split in self.splits:
                 about = ClassImage(source=self.kind, path=path, dataset="PatternNet", split=split, label=label)
                 extra: tuple[Candidate, ...] = (table[label],) if label in table else ()

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
@@ -87,6 +87,11 @@ class Shares:
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's name means, or None."""
     return _SPLIT_WORDS.get(name.lower())
+
+
+def plain_name(name: str) -> str:
+    """A relative name in one spelling: `./a.png` is `a.png`, so that two rows of one file are of one image."""
+    return str(PurePosixPath(name)) if name else name
 
 
 def words(label: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.data.shard_index import MAX_MEMBER_BYTES
@@ -79,12 +80,16 @@ class FileTree:
         return self._listing.refused if self._listing else []
 
     def names(self, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[str]:
-        """Names with one of `suffixes`, sorted folder by folder; links to folders and macOS's shadows are left out."""
+        """Names with one of `suffixes`, sorted folder by folder; links to folders and macOS's shadows are left out.
+
+        Raises:
+            ConfigError: a folder cannot be listed: its images would be missing without a word.
+        """
         if self._listing is not None:
             wanted = (name for name in self._listing.members if name.lower().endswith(suffixes))
             yield from sorted(name for name in wanted if not name.rsplit("/", 1)[-1].startswith("._"))
             return
-        for folder, below, files in os.walk(self.path):
+        for folder, below, files in os.walk(self.path, onerror=_unlisted):
             below.sort()
             for file in sorted(files):
                 if file.lower().endswith(suffixes) and not file.startswith("._"):
@@ -124,6 +129,14 @@ def unsafe_reason(name: str) -> str | None:
     if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
         return "absolute path"
     return "path climbs out of its folder" if ".." in name.split("/") else None
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    raise ConfigError(
+        f"folder cannot be read: {error.strerror}",
+        file=error.filename,
+        remedy="give this user the right to read it, or move it out of the source",
+    ) from error
 
 
 def first_tree(root: Path, *names: str) -> FileTree | None:

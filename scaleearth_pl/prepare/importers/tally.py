@@ -1,8 +1,12 @@
 """The books of an import: what came in, what stayed out and why, and when too much stayed out.
 
-Shares are judged source by source, so that a rotten small archive cannot hide behind a sound large one: as soon as
-`MIN_ITEMS` items were seen, and at the end whatever their number. An item is an image, or a row or member that led to
-none; an image that lost only some of its questions counts as good *and* as an item that failed.
+Shares are judged source by source, so that a rotten small archive cannot hide behind a sound large one: with each
+failure once `MIN_GOOD` images were good, and at the end whatever their number. Not earlier, because tables list what
+cannot be used before the first image (rows without an image, members of unsafe names), and a sound source would be
+stopped by its head. Price: a source without any good image is read to its end before it is refused.
+
+An item is an image, or a row or member that led to none; an image that lost only some of its questions counts as good
+*and* as an item that failed. Images on the leakage guard's list (`DROPPED`) are counted, and no failures.
 """
 
 from collections import Counter
@@ -15,11 +19,14 @@ from rich.table import Table
 
 from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError
 from scaleearth_pl.core.sample import Sample
-from scaleearth_pl.prepare.importers.record import Rejected
+from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.inject import InjectReport
 
-MIN_ITEMS = 200
-"""Items of a source before its share of failures is judged while the import runs."""
+MIN_GOOD = 200
+"""Good images of a source before its share of failures is judged while the import runs."""
+
+DROPPED = "copy_of_evaluation"
+"""Kind under which images of a leakage guard's drop list are counted."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +65,7 @@ class Tally:
     def judge(self, source: str, last: str = "", *, final: bool) -> None:
         """Holds the failures of one source against the share; raises `QuarantineLimitError` past it."""
         rejected, n_good = _of(self.rejected, source), _of(self.images, source).total()
-        if final or rejected.total() + n_good >= MIN_ITEMS:
+        if final or n_good >= MIN_GOOD:
             judge(source, rejected, n_good, max_bad_share=self.max_bad_share, quarantine=self.quarantine, last=last)
 
     def close(self) -> None:
@@ -105,6 +112,12 @@ class Tally:
         return table
 
 
+def dropped(record: Found) -> Rejected:
+    """What becomes of an image on the leakage guard's list."""
+    reason = "on the leakage guard's list"
+    return Rejected(source=record.source, item=record.image_id, kind=DROPPED, reason=reason)
+
+
 def check_share(value: Any) -> None:
     """Raises `ConfigError` unless `value` can be a `max_bad_share`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
@@ -115,6 +128,7 @@ def judge(
     source: str, rejected: Mapping[str, int], n_good: int, *, max_bad_share: float, quarantine: Path, last: str = ""
 ) -> None:
     """`QuarantineLimitError` where a source, of whose items `rejected` counts the failures by kind, lost too much."""
+    rejected = {kind: n for kind, n in rejected.items() if kind != DROPPED}
     n_bad = sum(rejected.values())
     if n_bad > max_bad_share * (n_bad + n_good):
         raise QuarantineLimitError(

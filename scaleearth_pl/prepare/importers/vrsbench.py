@@ -4,11 +4,12 @@
 
 The GSD was not exported but can be had back: the parent's id leads to DOTA's own texts (`parents`). DIOR states a range
 for the whole set, so its patches are imprecise; DOTA patches without `parents` are unknown. The parent is the region,
-so that patches of one scene never end on two sides of a split.
+so that patches of one scene never end on two sides of a split. A pair that is no question costs itself, not the image.
 """
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +17,9 @@ from typing import Any, ClassVar
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.prepare.importers.dota import DotaParents
+from scaleearth_pl.prepare.importers.jsonfiles import Row
 from scaleearth_pl.prepare.importers.llava import parent_of
-from scaleearth_pl.prepare.importers.record import Found, Records, Rejected
+from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
 from scaleearth_pl.prepare.importers.source import Source
 from scaleearth_pl.prepare.importers.store import FileTree, first_tree, read_image
 from scaleearth_pl.prepare.inject import Evidence
@@ -54,7 +56,7 @@ class VrsBench(Source):
                 raise ConfigError(f"no Annotations_{split} or Images_{split}", file=self.root, value=split)
             yield from (*notes.rejected(self.kind), *images.rejected(self.kind))
             for name in notes.names((".json",)):
-                yield self._image(notes, images, parents, split, name)
+                yield from self._image(notes, images, parents, split, name)
 
     def _tree(self, what: str, split: str) -> FileTree | None:
         folder = next((f for f in (self.root / "VRSBench", self.root / "vrsbench") if f.is_dir()), self.root)
@@ -62,29 +64,48 @@ class VrsBench(Source):
 
     def _image(
         self, notes: FileTree, images: FileTree, parents: DotaParents | None, split: str, name: str
-    ) -> Found | Rejected:
-        row = _row(notes, name)
+    ) -> Iterator[Found | Rejected]:
+        row, item = _row(notes, name), f"{split}/{name}"
         if isinstance(row, str):
-            return self._rejected(name, "broken_json", row)
-        stated = row.get("image")
-        item = f"{split}/{name}"
+            yield self._rejected(name, "broken_json", row)
+            return
+        image = self._picture(images, split, row.get("image"), item)
+        if isinstance(image, Rejected):
+            yield image
+            return
+        asked = list(self._questions(row, f"{self.kind}-{Path(image.name).stem}", item))
+        yield from (entry for entry in asked if isinstance(entry, Rejected))
+        if qas := tuple(entry for entry in asked if isinstance(entry, Question)):
+            yield self._found(image, split, qas, parents, item)
+        elif not asked:
+            yield self._rejected(item, "no_questions", "annotation holds neither questions nor caption")
+
+    def _picture(self, images: FileTree, split: str, stated: Any, item: str) -> ImageRef | Rejected:
         if isinstance(stated, str) and images.find(stated) is None and images.find(f"Images_{split}/{stated}"):
             stated = f"Images_{split}/{stated}"  # the published zips hold a folder of their own name
-        image = images.image_or_rejected(stated, source=self.kind, item=item)
-        if isinstance(image, Rejected):
-            return image
-        image_id = f"{self.kind}-{Path(image.name).stem}"
+        return images.image_or_rejected(stated, source=self.kind, item=item)
+
+    def _questions(self, row: Row, image_id: str, item: str) -> Iterator[Question | Rejected]:
+        pairs = row.get("qa_pairs") or []
+        for number, pair in enumerate(pairs if isinstance(pairs, list) else [pairs]):
+            try:
+                yield _question(pair, f"{image_id}-{number}")
+            except SampleError as error:
+                yield self._rejected(f"{item}#{number}", "bad_question", str(error))
+        text = row.get("caption")
+        if self.captions and isinstance(text, str) and text.strip():
+            ask = "Describe this image."
+            yield Question(id=f"{image_id}-caption", type="caption", family="other", question=ask, answer=text.strip())
+
+    def _found(
+        self, image: ImageRef, split: str, qas: tuple[Question, ...], parents: DotaParents | None, item: str
+    ) -> Found | Rejected:
         try:
             parent, extra = parent_of(image.name, parents)
-            qas = tuple(_questions(row, image_id, captions=self.captions))
         except GsdError as error:
             return self._rejected(item, "bad_gsd", str(error))
-        except (SampleError, KeyError, TypeError, AttributeError) as error:
-            return self._rejected(item, "bad_row", repr(error))
-        if not qas:
-            return self._rejected(item, "no_questions", "annotation holds neither questions nor caption")
+        image_id = f"{self.kind}-{Path(image.name).stem}"
         dior = _DIOR_PATCH.match(image.name)
-        region = f"dota-{parent}" if parent else f"dior-{dior[1]}" if dior else None
         dataset = "DIOR" if dior else None
         return Found(
             source=self.kind,
@@ -93,7 +114,7 @@ class VrsBench(Source):
             image=image,
             qas=qas,
             evidence=Evidence(image_id=image_id, name=image.name, dataset=dataset, extra=extra),
-            region_id=region,
+            region_id=f"dota-{parent}" if parent else f"dior-{dior[1]}" if dior else None,
             licence=_LICENCE,
         )
 
@@ -101,7 +122,7 @@ class VrsBench(Source):
         return Rejected(source=self.kind, item=item, kind=kind, reason=reason)
 
 
-def _row(notes: FileTree, name: str) -> dict[str, Any] | str:
+def _row(notes: FileTree, name: str) -> Row | str:
     ref = notes.find(name)
     try:
         row = json.loads(read_image(ref)) if ref else None
@@ -110,21 +131,21 @@ def _row(notes: FileTree, name: str) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"{name}: not an object"
 
 
-def _questions(row: dict[str, Any], image_id: str, *, captions: bool) -> list[Question]:
-    qas = [
-        Question(
-            id=f"{image_id}-{number}",
-            type=str(qa["type"]).strip().replace(" ", "_"),
-            family="identification",
-            question=str(qa["question"]).strip(),
-            answer=str(qa["answer"]).strip(),
-        )
-        for number, qa in enumerate(row.get("qa_pairs") or [])
-    ]
-    caption = row.get("caption")
-    if captions and isinstance(caption, str) and caption.strip():
-        ask = "Describe this image."
-        qas.append(
-            Question(id=f"{image_id}-caption", type="caption", family="other", question=ask, answer=caption.strip())
-        )
-    return qas
+def _question(pair: Any, identity: str) -> Question:
+    """One pair as a question; `SampleError` where it is no object, or a field neither text nor number, or empty."""
+    if not isinstance(pair, dict):
+        raise SampleError("pair is not an object", field="qa_pairs", value=repr(pair)[:80])
+    return Question(
+        id=identity,
+        type=_text(pair, "type").replace(" ", "_"),
+        family="identification",
+        question=_text(pair, "question"),
+        answer=_text(pair, "answer"),
+    )
+
+
+def _text(pair: Row, field: str) -> str:
+    value = pair.get(field)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SampleError("neither text nor number", field=field, value=value)
+    return str(value).strip()
