@@ -114,11 +114,11 @@ def _archives(config: Mapping[str, Any]) -> ArchivesConfig:
 
 def _to_be_mended(error: QuarantineLimitError, archives: ArchivesConfig, work: Path) -> QuarantineLimitError:
     """The error with what to do next, which only the builder knows."""
+    share: dict[str, Any] = {"field": error.field, "value": archives.max_bad_share} if error.field else {}
     return QuarantineLimitError(
         error.problem,
         file=error.file,
-        field="max_bad_share",
-        value=archives.max_bad_share,
+        **share,
         remedy=f"{error.remedy}; then run the same command: of the parts in {work}, those with failures are made again",
     )
 

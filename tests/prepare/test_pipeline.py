@@ -261,6 +261,23 @@ def test_parts_of_a_broken_archive_are_made_again_once_it_is_mended(
     assert ran == [0, 1, 2, parts.task_of("rsvqa_hr-7", 3)]
 
 
+@pytest.mark.parametrize(
+    ("images", "rejected", "spoilt"),
+    [
+        ({"train": 3}, {}, False),
+        ({"train": 3}, {DROPPED: 1}, False),
+        ({"train": 3}, {DROPPED: 1, "bad_image": 1}, True),
+        ({}, {}, True),
+        ({}, {DROPPED: 1}, True),
+    ],
+)
+def test_parts_that_mended_archives_would_change(
+    tmp_path: Path, images: dict[str, int], rejected: dict[str, int], spoilt: bool
+) -> None:
+    (tmp_path / "import.json").write_text(json.dumps({"sources": {"s": {"images": images, "rejected": rejected}}}))
+    assert parts.is_spoilt(tmp_path) is spoilt
+
+
 def test_the_share_that_may_fail_is_no_setting_of_the_parts(archive: Path, tmp_path: Path) -> None:
     given = [config(archive, max_bad_share=share) for share in (0.01, 0.2)]
     part = pipeline.read_config(given[0])[2]

@@ -118,8 +118,8 @@ def inputs_of(config: ArchivesConfig) -> dict[str, str]:
     """The sources that are there, and digests of the small files that say what is made of them.
 
     Small files are those that options name (`drop`, `gsd_table`, `pairs`, ...) and tables of questions. Of a file of
-    more than `MAX_DIGESTED_BYTES` the size stands for its content. Archives, images and the publishers' own tables are
-    not looked at: reading them all would take as long as the import.
+    more than `MAX_DIGESTED_BYTES` the size stands for its content. Price: images and the publishers' own tables, which no
+    option names, are not looked at, since to read them all would take as long as the import.
     """
     sources, _ = find_sources(config)
     files = {f"sources.{name}.{key}": path for name, source in sources.items() for key, path in _tables(source)}

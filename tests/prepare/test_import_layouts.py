@@ -1,0 +1,165 @@
+"""Where files lie and what tables call them: splits, classes and images are what the folders say, or it is counted."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.archives import edit_json, make_geotiffs, make_llava, make_mtsccd, make_patternnet, picture, put
+from geo.geo_fakes import write_raster
+from geo.test_rasterfile import chain_to_nowhere
+
+from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
+from scaleearth_pl.prepare.importers.record import Found, Rejected
+from scaleearth_pl.prepare.importers.registry import make_source
+
+EVERY = ["train", "val", "test"]
+SHARES = {"val": 0.3, "test": 0.3}
+IMAGE = picture(1, 16, 16)
+
+
+def entries(kind: str, root: Path, **options: Any) -> tuple[list[Found], list[Rejected]]:
+    found = list(make_source(kind, options, root).records())
+    return [e for e in found if isinstance(e, Found)], [e for e in found if isinstance(e, Rejected)]
+
+
+def put_images(root: Path, *names: str) -> Path:
+    for name in names:
+        put(root / name, IMAGE)
+    return root
+
+
+def pairs_of(root: Path, *rows: str, **options: Any) -> tuple[list[Found], list[Rejected]]:
+    put(root / "pairs.csv", "\n".join(("t1,t2,split,answer", *rows)))
+    return entries("mtsccd", root, pairs="pairs.csv", splits=EVERY, **options)
+
+
+def test_shares_draw_whole_cities(tmp_path: Path) -> None:
+    cities = ("Hangzhou", "shanghai", "Wuhan", "nanjing", "Hefei")
+    put_images(tmp_path / "MtSCCD", *(f"{city}/residential/{k}.png" for city in cities for k in range(12)))
+    found, rejected = entries("mtsccd", tmp_path, shares=SHARES, splits=EVERY)
+    assert (len(found), rejected) == (60, [])
+    splits = {(f.region_id, f.split) for f in found}
+    assert len(splits) == len(cities)
+    assert len({split for _, split in splits}) > 1
+
+
+def test_images_of_no_city_are_drawn_one_by_one(tmp_path: Path) -> None:
+    put_images(tmp_path / "MtSCCD", *(f"residential/{k}.png" for k in range(60)))
+    found, _ = entries("mtsccd", tmp_path, shares=SHARES, splits=EVERY)
+    assert {f.split for f in found} == set(EVERY)
+
+
+@pytest.mark.parametrize("stated", ["", "train"])
+def test_a_pair_across_two_splits_is_counted(tmp_path: Path, stated: str) -> None:
+    names = [f"{split}/hefei/residential/1.png" for split in ("train", "test")]
+    put_images(tmp_path / "MtSCCD", *names)
+    found, rejected = pairs_of(tmp_path, f"{','.join(names)},{stated},", f"{names[0]},./{names[0]},,")
+    assert [f.split for f in found] == ["train"]
+    assert [(r.item, r.kind) for r in rejected] == [("mtsccd-pair-0", "bad_row")]
+    assert "two splits" in rejected[0].reason
+
+
+def test_a_pair_across_two_drawn_cities_is_counted_unless_its_row_states_the_split(tmp_path: Path) -> None:
+    cities = ("Hangzhou", "Shanghai", "Wuhan", "Nanjing", "Hefei")
+    put_images(tmp_path / "MtSCCD", *(f"{city}/residential/1.png" for city in cities))
+    drawn = {f.region_id: f.split for f in entries("mtsccd", tmp_path, shares=SHARES, splits=EVERY)[0]}
+    other = next(city for city in cities[1:] if drawn[f"mtsccd-{city.lower()}"] != drawn["mtsccd-hangzhou"])
+    names = f"Hangzhou/residential/1.png,{other}/residential/1.png"
+    found, rejected = pairs_of(tmp_path, f"{names},,", f"{names},val,", shares=SHARES)
+    assert [f.split for f in found] == ["val"]
+    assert [r.kind for r in rejected] == ["bad_row"]
+
+
+def test_a_pair_outside_class_folders_needs_its_answer(tmp_path: Path) -> None:
+    put_images(tmp_path / "MtSCCD", "train/1.png", "2.png")
+    found, rejected = pairs_of(tmp_path, "train/1.png,2.png,,yes", "2.png,train/1.png,,no", "2.png,2.png,,")
+    assert [(f.split, f.class_label, f.qas[0].answer) for f in found] == [("train", None, "yes"), ("train", None, "no")]
+    assert ["neither an answer" in r.reason for r in rejected] == [True]
+
+
+def test_patternnet_heeds_a_folders_split(tmp_path: Path) -> None:
+    put_images(tmp_path / "images", "train/airplane/1.png", "test/airplane/2.png", "airplane/3.png")
+    found, rejected = entries("patternnet", tmp_path, splits=EVERY)
+    assert {f.image_id: f.split for f in found} == {
+        "patternnet-airplane-1": "train", "patternnet-airplane-2": "test", "patternnet-airplane-3": "train",
+    }  # fmt: skip
+    assert not rejected
+    assert len(entries("patternnet", tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder", "strays"),
+    [
+        ("patternnet", "images", ["1.png", "test/2.png"]),
+        ("patternnet", "PatternNet", ["1.png", "val/2.png"]),
+        ("mtsccd", "MtSCCD", ["1.png", "mtsccd/2.png", "train/3.png", "train/Wuhan/4.png"]),
+    ],
+)
+def test_an_image_in_no_class_folder_is_counted_and_only_such_is_a_wrong_layout(
+    tmp_path: Path, kind: str, folder: str, strays: list[str]
+) -> None:
+    put_images(tmp_path / folder, *strays)
+    with pytest.raises(ConfigError, match=r"no image lies in a class folder.*expected: .*<class>/<file>"):
+        entries(kind, tmp_path)
+    put_images(tmp_path / folder, "bridge/1.png")
+    found, rejected = entries(kind, tmp_path)
+    assert [f.class_label for f in found] == ["bridge"]
+    assert sorted((r.item, r.kind) for r in rejected) == [(name, "no_questions") for name in sorted(strays)]
+    shutil.rmtree(tmp_path / folder)
+    (tmp_path / folder).mkdir()
+    with pytest.raises(ConfigError, match="no image lies in a class folder"):
+        entries(kind, tmp_path)
+
+
+def test_llavas_split_must_be_among_its_splits(tmp_path: Path) -> None:
+    make_llava(tmp_path)
+    with pytest.raises(ConfigError, match=r"'split'.*'val'.*splits: \[val\]"):
+        entries("llava", tmp_path, name="geochat_instruct", split="val")
+    found, _ = entries("llava", tmp_path, name="geochat_instruct", split="val", splits=["val"])
+    assert {f.split for f in found} == {"val"}
+
+
+def test_two_spellings_of_a_name_are_one_image(tmp_path: Path) -> None:
+    def respell(rows: list[dict[str, Any]]) -> None:
+        rows[2]["image"] = "./P0000_0001.png"
+        rows.append({**rows[1], "image": "deep//./x1.png"})
+
+    edit_json(make_llava(tmp_path) / "geochat_instruct.json", respell)
+    found, rejected = entries("llava", tmp_path, name="geochat_instruct")
+    assert {f.image_id: len(f.qas) for f in found} == {
+        "geochat_instruct-P0000_0001": 3, "geochat_instruct-P0001_0003": 1, "geochat_instruct-deep-x1": 2,
+    }  # fmt: skip
+    assert not rejected
+
+
+def test_two_spellings_of_a_name_cannot_lie_in_two_splits(tmp_path: Path) -> None:
+    rows: Iterator[dict[str, str]] = (
+        {"image": image, "question": "q", "answer": "a", "split": split}
+        for image, split in (("fine.tif", "train"), ("./fine.tif", "test"), ("", "train"))
+    )
+    put(make_geotiffs(tmp_path) / "questions.jsonl", "\n".join(map(json.dumps, rows)))
+    found, rejected = entries("geotiffs", tmp_path / "geotiffs", splits=EVERY)
+    assert (found, [r.kind for r in rejected]) == ([], ["bad_row", "bad_row"])
+    assert "image name is ''" in rejected[0].reason
+    assert "several splits" in rejected[1].reason
+
+
+def test_a_file_that_gdal_refuses_in_its_own_words_costs_one_image(tmp_path: Path) -> None:
+    root = make_patternnet(tmp_path)
+    not_pillows = np.ones((3, 12, 16), np.uint16)
+    chain_to_nowhere(write_raster(root / "PatternNet" / "images" / "airplane" / "z.tif", not_pillows))
+    config = ArchivesConfig(root=root, sources={"patternnet": {}}, max_bad_share=0.5)
+    tally = import_archives(config, tmp_path / "out")
+    assert (tally.images.total(), dict(tally.rejected)) == (6, {("patternnet", "bad_image"): 1})
+
+
+def test_mtsccds_official_splits_are_not_drawn(tmp_path: Path) -> None:
+    found, _ = entries("mtsccd", make_mtsccd(tmp_path), shares={"val": 0.5, "test": 0.4}, splits=EVERY)
+    assert {(f.region_id, f.split) for f in found} == {
+        ("mtsccd-hangzhou", "train"), ("mtsccd-wuhan", "train"), ("mtsccd-nanjing", "val"), ("mtsccd-hefei", "test"),
+    }  # fmt: skip
