@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,11 +145,7 @@ def export_bank(
     with replacing_folder(out, n_bytes * len(scales)) as new:
         for scale in track(scales, description="folding", console=console(stderr=True), disable=len(scales) < 2):
             folder = new / scale.name
-            folder.mkdir()
-            tensors = fold(adapters, scale, dtype=getattr(torch, dtype))
-            check_keys(folder, list(tensors))
-            write_json(folder / PEFT_CONFIG, config)
-            write_tensors(folder / PEFT_WEIGHTS, tensors)
+            _write_fold(folder, fold(adapters, scale, dtype=getattr(torch, dtype)), config)
             found = None
             if verifier is not None:
                 (found,) = verifier.compare([folder], [scale])
@@ -169,6 +165,14 @@ def export_bank(
         )
         bank.write(new)
     return bank
+
+
+def _write_fold(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """One fold as PEFT reads it."""
+    folder.mkdir()
+    check_keys(folder, list(tensors))
+    write_json(folder / PEFT_CONFIG, config)
+    write_tensors(folder / PEFT_WEIGHTS, tensors)
 
 
 def _check_target(out: Path, scales: Sequence[FoldScale]) -> None:
