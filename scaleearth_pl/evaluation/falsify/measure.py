@@ -129,14 +129,14 @@ def measure(task: Task) -> Path:
 
 def _images_of(task: Task, subject: Subject, split: CorpusSplit) -> Iterator[Asked]:
     """Images with the questions that the task asks; where none is near a true GSD, all, and H4 says so."""
-    images = split.images(subject)
-    if task.what in OF_THE_GROUP:
-        images = of_family(images, task.family)
-    if task.what != "spoof":
-        return images
-    near = near_truths(images, task.truths_m)
+
+    def images() -> Iterator[Asked]:
+        every = split.images(subject)
+        return of_family(every, task.family) if task.what in OF_THE_GROUP else every
+
+    near = near_truths(images(), task.truths_m) if task.what == "spoof" else iter(())
     first = next(near, None)
-    return of_family(split.images(subject), task.family) if first is None else chain([first], near)
+    return images() if first is None else chain([first], near)
 
 
 def views_of(task: Task, subject: Subject) -> tuple[View, ...]:
