@@ -2,8 +2,8 @@
 
 Four public seams of transformers carry it:
 
-- `AttentionInterface.register` makes `scaleearth_tree` an attention implementation of the language model; the vision
-  tower stays on "sdpa".
+- `AttentionInterface.register` makes `scaleearth_tree` an attention implementation of the language model, and
+  `scaleearth_images` one of the vision tower: images of one size attend in one call of "sdpa" instead of one call each.
 - `AttentionMaskInterface.register` under the same name returns no mask. Without it transformers would guess packed
   documents from position ids that restart, and branches would lose the image without a word.
 - Keyword arguments of `forward` that nobody consumes reach the attention function of every layer, also when activation
@@ -14,11 +14,13 @@ Four public seams of transformers carry it:
 `lm_head` is not called here: the caller applies it at supervised positions only (0.55 GB instead of 4 GB of logits
 at 8B and 8k tokens).
 
-Legend: T tokens, K kept tokens, P patches, D numbers per patch, I images, H query heads, J key heads, W hidden width.
+Legend: T tokens, K kept tokens, P patches, D numbers per patch, I images, H query heads, J key heads, W hidden width,
+E head dimension of the vision tower.
 """
 
 from typing import Any, Protocol
 
+import torch.nn.functional as tf
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -29,10 +31,11 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.model.tree_attention import tree_attention
 from scaleearth_pl.model.tree_layout import TreeLayout
 
-__all__ = ["TREE_ATTENTION", "LayerCache", "TreeLayout", "encode_images", "hidden_states"]
+__all__ = ["IMAGE_ATTENTION", "TREE_ATTENTION", "LayerCache", "TreeLayout", "encode_images", "hidden_states"]
 
 TREE_ATTENTION = "scaleearth_tree"
-"""Name of the attention implementation in transformers' registry."""
+IMAGE_ATTENTION = "scaleearth_images"
+"""Names of the attention implementations in transformers' registry."""
 
 
 class LayerCache(Protocol):
@@ -48,8 +51,9 @@ class LayerCache(Protocol):
 def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: Int[Tensor, "I 3"]) -> Any:
     """One pass of the vision tower.
 
-    Where the images begin is told as a host tensor, one copy: under "sdpa" each block of the tower makes a list of it,
-    three times, and would wait for the device each time.
+    Where the images begin is told as a host tensor, one copy: without a flash implementation each block of the tower
+    makes a list of it, three times, and would wait for the device each time. Where all images have as many patches the
+    tower is told of one sequence, and `_attend_images` cuts it: 11 images of 64 patches, 3 % of a tiny step.
 
     Args:
         model: a `Qwen3VLForConditionalGeneration`.
@@ -62,8 +66,12 @@ def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: In
     """
     if grid_I3.shape[0] == 0:
         return None
-    bounds = get_vision_cu_seqlens(grid_I3.cpu())
-    return model.model.get_image_features(pixel_values_PD, grid_I3, return_dict=True, image_cu_seqlens=bounds)
+    bounds, together = get_vision_cu_seqlens(grid_I3.cpu()), {}
+    if model.config.vision_config._attn_implementation == IMAGE_ATTENTION and len(bounds.diff().unique()) == 1:
+        bounds, together = bounds[[0, -1]], {"together": len(bounds) - 1}
+    return model.model.get_image_features(
+        pixel_values_PD, grid_I3, return_dict=True, image_cu_seqlens=bounds, **together
+    )
 
 
 def hidden_states(
@@ -128,9 +136,30 @@ def _attention(
     return out_THD[None], None
 
 
+def _attend_images(
+    module: Any,  # noqa: ARG001
+    query: Float[Tensor, "1 H P E"],
+    key: Float[Tensor, "1 H P E"],
+    value: Float[Tensor, "1 H P E"],
+    attention_mask: None,  # noqa: ARG001
+    *,
+    scaling: float,
+    together: int = 1,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 P H E"], None]:
+    """The registered function of the vision tower: `together` images of equal size, each over itself, in one call.
+
+    Heads stand where a batch would, images where heads would: a view, nothing is copied.
+    """
+    q_HIPE, k_HIPE, v_HIPE = (x[0].unflatten(1, (together, -1)) for x in (query, key, value))
+    out_HIPE = tf.scaled_dot_product_attention(q_HIPE, k_HIPE, v_HIPE, scale=scaling)
+    return out_HIPE.flatten(1, 2).transpose(0, 1)[None], None
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
     """Tree attention knows from its layout what each token sees."""
 
 
 AttentionInterface.register(TREE_ATTENTION, _attention)
+AttentionInterface.register(IMAGE_ATTENTION, _attend_images)
 AttentionMaskInterface.register(TREE_ATTENTION, _no_mask)

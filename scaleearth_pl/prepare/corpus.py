@@ -23,6 +23,7 @@ import yaml
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.processes import children_keep_memory
 from scaleearth_pl.data.shard_index import INDEX_NAME
 
 RECORD_NAME = "corpus.json"
@@ -83,7 +84,8 @@ def prepare(file: Path, changes: Sequence[str] = (), *, out: Path | None = None)
     if partial.exists():
         screen.print(f"{partial}: removing what an interrupted build left")
         shutil.rmtree(partial)
-    module.build(config, partial)
+    with children_keep_memory():
+        module.build(config, partial)
     (partial / RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     if out.exists():
         out.rmdir()

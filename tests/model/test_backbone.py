@@ -23,7 +23,7 @@ from scaleearth_pl.model.backbone import (
     shape_config,
     tiny_config,
 )
-from scaleearth_pl.model.shared_image import TREE_ATTENTION, TreeLayout, encode_images, hidden_states
+from scaleearth_pl.model.shared_image import IMAGE_ATTENTION, TREE_ATTENTION, TreeLayout, encode_images, hidden_states
 
 TOKENS = TokenIds(**IDS, vocab_size=VOCAB)
 
@@ -72,9 +72,9 @@ def test_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     assert not build_backbone(BackboneConfig(seed=2), token_ids=TOKENS).lm_head.weight.equal(first)
 
 
-def test_trees_for_the_language_model_sdpa_for_the_vision_tower(model):
+def test_trees_for_the_language_model_images_for_the_vision_tower(model):
     assert model.model.language_model.config._attn_implementation == TREE_ATTENTION
-    assert model.model.visual.config._attn_implementation == "sdpa"
+    assert model.model.visual.config._attn_implementation == IMAGE_ATTENTION
 
 
 def test_patch_embedding_equals_the_convolution(model):
@@ -216,9 +216,10 @@ def test_kept_dequantised_it_computes_the_very_same(folder, dtype):
         assert float((packed - kept).float().norm() / packed.float().norm()) < (1e-6 if dtype == "float32" else 2e-2)
 
 
-def test_only_a_quantised_model_can_be_kept_dequantised():
-    with pytest.raises(ConfigError, match="keep_dequantized"):
-        BackboneConfig(keep_dequantized=True)
+def test_one_file_can_ask_both_stages_to_keep_values_written_out(folder):
+    """Stage 1 is not quantised; `size/tiny.yaml` is laid over both stages."""
+    model = build_backbone(BackboneConfig(source=str(folder), keep_dequantized=True), token_ids=TOKENS)
+    assert {type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear)} == {"Linear"}
 
 
 def test_quantisation_in_the_wrong_place_is_seen(folder):

@@ -9,6 +9,7 @@ from tree_fakes import IDS, RAGGED, VOCAB, dense_tree_mask, make_batch, sharpen,
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.tokens import TokenIds
+from scaleearth_pl.model import shared_image
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.shared_image import TreeLayout, encode_images, hidden_states
 from scaleearth_pl.model.tree_attention import tree_attention
@@ -217,6 +218,22 @@ def test_packed_equals_plain_sequences(tree_model, plain_model):
             start, length = int(batch.branch_start_B[branch]), int(batch.branch_len_B[branch])
             alone = plain_model.model(**single(batch, branch)).last_hidden_state[0, -length:]
             torch.testing.assert_close(hidden[start : start + length], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("sizes", "calls"), [([(4, 4)] * 3, 1), ([(4, 4), (4, 6), (4, 4)], 3), ([(4, 4)], 1)])
+def test_images_of_one_size_attend_in_one_call_each_over_itself(tree_model, plain_model, sizes, calls, monkeypatch):
+    batch = make_batch([([size], [1]) for size in sizes], seed=3)
+    blocks, seen = tree_model.model.visual.blocks, []
+    sdpa = shared_image.tf.scaled_dot_product_attention
+    monkeypatch.setattr(
+        shared_image.tf, "scaled_dot_product_attention", lambda *a, **k: seen.append(1) or sdpa(*a, **k)
+    )
+    with torch.no_grad():
+        found = encode_images(tree_model, batch.pixel_values_PD, batch.image_grid_I3)
+        assert len(seen) == calls * len(blocks)
+        expected = encode_images(plain_model, batch.pixel_values_PD, batch.image_grid_I3)
+    assert [len(tokens) for tokens in found.pooler_output] == [len(tokens) for tokens in expected.pooler_output]
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-6, atol=1e-6)
 
 
 def test_a_branch_is_blind_to_siblings_and_other_trees_but_sees_its_image(tree_model):

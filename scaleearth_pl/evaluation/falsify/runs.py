@@ -1,8 +1,8 @@
 """Trains what is missing: every variant of every seed as a process of its own, a few at a time.
 
-A run is `scaleearth fit`, the very command of the Makefile, in the folder that `make stage2` and `make compare` use too,
-so runs made by either are taken over, where they are what that command would make (`takeover.py`); anything else is
-trained again, beside it.
+A run is `scaleearth fit`, the command of the Makefile less the validation, which nobody reads here, in the folder that
+`make stage2` and `make compare` use too, so runs made by either are taken over, where they are what that command would
+make (`takeover.py`); anything else is trained again, beside it.
 
 The cores are shared out, at least one thread to a process: at tiny size, on two cores, two processes of one thread do
 about 1.6 times the work of one with two; a third fills the gaps while the others start, load and save.
@@ -25,6 +25,7 @@ from scaleearth_pl.evaluation.falsify.takeover import finished
 LOG = "falsify.log"
 WORKERS = min(3, 1 + (os.cpu_count() or 1))
 """Processes at a time, where nobody says otherwise."""
+UNREAD = ("--trainer.limit_val_batches", "0")
 FAST = ("--trainer.max_steps", "40", "--data.limit_images", "64")
 
 
@@ -116,7 +117,7 @@ def _fit(stage: str, setting: Setting, overlays: Iterable[str], seed: int, folde
         *(sys.executable, "-m", "scaleearth_pl", "fit", "-c", f"experiments/{stage}.yaml"),
         *("-c", f"experiments/size/{setting.size}.yaml", *(("-c", str(data)) if data.exists() else ()), *overlays),
         *("--experiment", folder.name, "--runs_dir", str(setting.runs), "--data.root", str(setting.corpus)),
-        *("--seed_everything", str(seed), "--data.seed", str(seed), *(FAST if setting.fast else ())),
+        *("--seed_everything", str(seed), "--data.seed", str(seed), *UNREAD, *(FAST if setting.fast else ())),
     )
 
 

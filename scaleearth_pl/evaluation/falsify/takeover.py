@@ -6,7 +6,8 @@
     configuration   every setting that the command's files and options state has that value in the run's config.yaml
 
 So neither `make stage2 ARGS="--trainer.max_steps 50"` nor a file of experiments/ that was edited since can pass for the
-registered variant. What changes no result, paths, names, ranks and the cutting into micro-batches, is not compared.
+registered variant. What changes no result, paths, names, ranks, validation, the cutting into micro-batches and the form
+in which 4-bit values are held, is not compared.
 """
 
 import json
@@ -30,9 +31,17 @@ CHANGES_NO_RESULT = frozenset(
             "test_after_fit",
             "model.init_args.init_from",
             "model.init_args.backbone.source",
+            "model.init_args.backbone.keep_dequantized",
         ),
         *("data.root", "data.tokenizer", "data.num_workers", "data.micro_token_budget", "data.cache_dir"),
-        *("trainer.callbacks", "trainer.strategy", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+        *(
+            "trainer.limit_val_batches",
+            "trainer.callbacks",
+            "trainer.strategy",
+            "trainer.accelerator",
+            "trainer.devices",
+            "trainer.num_nodes",
+        ),
     }
 )
 """Settings that are not compared, as dotted names."""
