@@ -6,7 +6,7 @@
 #: MODEL=DIR             stage 1 starts from this Hugging Face folder or hub name
 #: INIT_FROM=DIR         stage 2 starts from this folder, instead of from a stage 1 of ours
 #: RESUME=1              goes on from the newest valid checkpoints
-#: FAST=1                forty steps, to see that all runs; such runs have names of their own
+#: FAST=1                forty steps, to check that everything runs; such runs have names of their own
 #: SEED=N DEVICES=N NODES=N JOBS=N   seed, GPUs, machines, twins at a time
 #: ARGS="..." ARGS2="..."   options added to the command (make stage2: to both stages); to stage 2 and its twins alone
 SHELL := /bin/bash
@@ -73,7 +73,7 @@ test: setup  ## the test suite
 shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
 corpus: shards  ## the same, under its other name
 # Where the generator is newer, `prepare` looks: it leaves a corpus of the same content alone and refuses a stale one.
-# Status 3 says that records were refused, fewer than the fatal share: the corpus is whole, its build.json names them.
+# Status 3 says that records were refused, fewer than the fatal share: the corpus is whole, its quarantine.jsonl names them.
 $(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
 	@start=$$SECONDS; { $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
 	  $(if $(ARCHIVES),--set root=$(ARCHIVES)) || [ $$? -eq 3 ]; } && \
@@ -100,7 +100,7 @@ evaluate: setup shards $(BACKBONE_FILE)  ## checkpoints x GSD policies on CORPUS
 falsify: setup shards  ## what could prove the idea wrong: variants x seeds, a verdict per hypothesis (FAST=1: no verdict)
 	$(BIN)/scaleearth falsify --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)
 
-ablations: setup shards  ## what each component is worth (Figure 6): docs/ablations (FAST=1: nothing concluded)
+ablations: setup shards  ## what each component is worth (Figure 6): reports/ablations (FAST=1: nothing concluded)
 	$(BIN)/scaleearth ablations --size $(SIZE) --corpus $(ROOT) $(if $(FAST),--fast) $(ARGS)
 
 sheets: setup shards  ## images, questions and every variant's answers side by side (after `make compare`): reports/sheets

@@ -33,7 +33,7 @@ from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.backbone import shape_config, tiny_config
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
-from scaleearth_pl.model.shared_image import TREE_ATTENTION
+from scaleearth_pl.model.shared_image import Attention, set_attention
 from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv, skip_unread_rows
 
 TERA_OPERATIONS = 790.0
@@ -43,7 +43,7 @@ MICRO_TOKENS = 9_000
 T2_BATCH_SIZES = (8, 16, 32)
 
 
-def random_nf4(size: str, ids: TokenIds, device: torch.device, dtype: torch.dtype, *, attention: str) -> Any:
+def random_nf4(size: str, ids: TokenIds, device: torch.device, dtype: torch.dtype, *, attention: Attention) -> Any:
     """A random Qwen3-VL of that shape with its LLM blocks in NF4 (double quantisation); equal seeds, equal weights."""
     shape = tiny_config(ids.vocab_size) if size == "tiny" else shape_config(size)  # type: ignore[arg-type]
     for name in ("image_pad", "video_pad", "vision_start", "vision_end"):
@@ -53,7 +53,7 @@ def random_nf4(size: str, ids: TokenIds, device: torch.device, dtype: torch.dtyp
     with device:
         model = Qwen3VLForConditionalGeneration(shape)
     torch.set_default_dtype(torch.float32)
-    model.set_attn_implementation({"text_config": attention, "vision_config": "sdpa"})
+    set_attention(model, attention)
     replace_patch_embed_conv(model)
     skip_unread_rows(model)
     keep_rotary_exact(model)
@@ -78,7 +78,7 @@ def _quantised(linear: nn.Linear, device: torch.device, dtype: torch.dtype) -> n
 
 
 def ours(
-    size: str, bank: Bank, lora: LoraShape, device: torch.device, dtype: torch.dtype, attention: str
+    size: str, bank: Bank, lora: LoraShape, device: torch.device, dtype: torch.dtype, attention: Attention
 ) -> ScaleEarth:
     """ScaleEarth on such a backbone, adapters in float32."""
     backbone = random_nf4(size, bank.processor.token_ids, device, dtype, attention=attention)
@@ -88,11 +88,12 @@ def ours(
 def bf16_errors(size: str, bank: Bank, lora: LoraShape, device: torch.device) -> dict[str, float]:
     """Relative error of bfloat16 gradients against float32, plain sequences: ours packed, and the baseline's own."""
     numbers, found = range(8), {}
-    for name, dtype, attention in (
+    passes: tuple[tuple[str, torch.dtype, Attention], ...] = (
         ("reference", torch.float32, "sdpa"),
         ("baseline", torch.bfloat16, "sdpa"),
-        ("ours", torch.bfloat16, TREE_ATTENTION),
-    ):
+        ("ours", torch.bfloat16, "tree"),
+    )
+    for name, dtype, attention in passes:
         model = ours(size, bank, lora, device, dtype, attention)
         randomise_b(model)
         if name == "ours":
@@ -113,7 +114,7 @@ def speed(
     plain = random_nf4(size, bank.processor.token_ids, device, torch.bfloat16, attention="sdpa")
     peer = Peer("T2", bank, folder, lora=lora, model=plain, bf16=True)
     work: dict[str, Any] = {f"T2-{batch_size}": peer.turn(batch_size) for batch_size in T2_BATCH_SIZES}
-    model = ours(size, bank, lora, device, torch.bfloat16, TREE_ATTENTION)
+    model = ours(size, bank, lora, device, torch.bfloat16, "tree")
     for k, numbers in turns_of(bank.shape.questions).items():
         contender = Contender(model, bank, numbers, k=k, micro_tokens=MICRO_TOKENS)
         work["T3" if k == 1 else f"ours-{k}"] = contender.work

@@ -19,6 +19,7 @@ from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.model.shared_image import Attention
 from scaleearth_pl.training.callbacks.throughput import Throughput
 from scaleearth_pl.training.optim import OptimConfig
 from scaleearth_pl.training.stage2 import Stage2
@@ -42,7 +43,7 @@ def build(
     lora: LoraShape,
     *,
     gate: Literal["continuous", "open"] = "continuous",
-    attention: Literal["tree", "sdpa"] = "tree",
+    attention: Attention = "tree",
     head: bool = False,
 ) -> ScaleEarth:
     """ScaleEarth at tiny size in float32; without SSE-U unless asked for, since no peer trains a second head."""

@@ -5,7 +5,8 @@ has E|mu - s| = sigma sqrt(2/pi): that constant is the reference of the calibrat
 
 Every statistic is *weighted*: the weight is the trust in an image's metadata GSD divided by the number of parts the
 image was split into (`TreeBatch.nll_weight_G`). An image counts once however often it is seen, and images whose GSD is
-unknown (weight 0, s = NaN) do not count, by selection rather than by multiplication, because 0 * NaN is NaN.
+unknown (weight 0, s = NaN) do not count. Callers of `weighted_mean`, `coverage_curve` and `sigma_bins` leave them out
+beforehand, since 0 * NaN is NaN.
 
 Legend of shape suffixes: N images, L confidence levels, K bins.
 """

@@ -72,7 +72,8 @@ def children_keep_memory() -> Iterator[None]:
     """Programs started inside keep the memory that they free, unless the environment says otherwise already.
 
     Left to itself glibc gives an array of a megabyte back to the kernel after each use and takes it anew, page by page:
-    31 of the 178 CPU seconds in which the procedural corpus is drawn; 1 with this. Linux with glibc only.
+    31 of the 178 CPU seconds in which the procedural corpus is drawn, 1 with this; 3 % of a short training. Linux with
+    glibc only.
     """
     added = {name: value for name, value in _KEEP.items() if name not in os.environ}
     os.environ.update(added)

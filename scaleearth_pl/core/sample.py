@@ -165,6 +165,8 @@ class Sample:
             raise SampleError(f"sample JSON does not parse: {error}") from error
         if not isinstance(row, dict):
             raise SampleError("sample JSON is not an object", value=type(row).__name__)
+        if "class_label" in row:
+            raise SampleError("unknown field in sample", field="class_label", remedy="write 'class'")
         row["class_label"] = row.pop("class", None)
         _refuse_unknown(row, cls, "sample")
         try:

@@ -1,4 +1,4 @@
-"""What all ranks must agree on before the first step: one budget of tokens, one plan.
+"""What all ranks must agree on before the first step: one budget of tokens, one plan; and that each has one.
 
 Nothing else is exchanged: each rank computes the plan by itself, from its own copy of the corpus. Where the copies differ (a
 member rotted on one node's disk, so that its sample was left out there), ranks would read different orders, in silence,
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-from scaleearth_pl.core.errors import ShardError
+from scaleearth_pl.core.errors import ScaleEarthError, ShardError
 from scaleearth_pl.data.packing import auto_token_budget
 
 
@@ -25,6 +25,16 @@ def agreed_budget(trainer: pl.Trainer | None, micro_token_budget: int | Literal[
 def device_of(trainer: pl.Trainer | None) -> torch.device:
     """Where batches go: this rank's device, or the host where nobody trains."""
     return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+
+def raise_together(trainer: pl.Trainer | None, problem: ScaleEarthError | None) -> None:
+    """Raises this rank's `problem`; and a `ShardError` where only another has one, which all would wait for in vain."""
+    if trainer is not None and trainer.world_size > 1:
+        all_well = trainer.strategy.reduce_boolean_decision(problem is None, all=True)
+        if problem is None and not all_well:
+            raise ShardError("another rank cannot plan its reading", remedy="its own message says why")
+    if problem is not None:
+        raise problem
 
 
 def refuse_different_plans(trainer: pl.Trainer | None, facts: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ and is valid for another number of workers or ranks. A checkpoint of another cor
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,8 @@ import lightning.pytorch as pl
 import torch
 
 from scaleearth_pl.core.batch import StepBatch
-from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.data.agreement import agreed_budget, device_of, refuse_different_plans
+from scaleearth_pl.core.errors import ConfigError, ScaleEarthError
+from scaleearth_pl.data.agreement import agreed_budget, device_of, raise_together, refuse_different_plans
 from scaleearth_pl.data.controls import Controls
 from scaleearth_pl.data.plan import PlanSettings
 from scaleearth_pl.data.processor import GSD_TEXT_RESERVE, GsdText, Processor
@@ -57,7 +58,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         gsd_text: baseline B3 tells the GSD as text ("metres" or "log"); "none" for all others.
         window_shards: shards whose trees are mixed at a time.
         max_bad_share: share of bad images above which the run stops.
-        limit_images: images per split, evenly over the tiers; for tests.
+        limit_images: images of all splits of a loader together, evenly spaced over the index; for tests.
         controls: what is withheld from training or falsified on purpose (controls.py); null for nothing.
         cache_dir: derived files (tokenizer, lengths); default <root>/.cache.
         rank: overrides the trainer's rank, for tests.
@@ -172,11 +173,12 @@ class GeoScaleDataModule(pl.LightningDataModule):
         return schedule.most_tokens
 
     def prepare_data(self) -> None:
-        """Makes tokenizer and token lengths once per node, before the ranks need them."""
+        """Makes tokenizer and token lengths once per node, before the ranks need them; `setup` says what is wrong."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn else "fit"
-        for kind in KINDS_OF_STAGE[stage]:
-            if self.splits[kind]:
-                self.split_plan(kind)
+        with suppress(ScaleEarthError):  # the other nodes wait at a barrier, and would for ever
+            for kind in KINDS_OF_STAGE[stage]:
+                if self.splits[kind]:
+                    self.split_plan(kind)
 
     def setup(self, stage: str) -> None:
         """Checks shard sizes, plans the splits of this stage, and agrees on the micro-batch budget.
@@ -186,11 +188,16 @@ class GeoScaleDataModule(pl.LightningDataModule):
         """
         kinds = [kind for kind in KINDS_OF_STAGE[stage] if self.splits[kind]]
         self._budget = agreed_budget(self.trainer, self.micro_token_budget)
-        for kind in kinds:
-            self.index.check_files(self.splits[kind])
-            self.split_plan(kind)
-            self._schedule(kind)
-        refuse_different_plans(self.trainer, {kind: self.split_plan(kind).lengths.facts for kind in kinds})
+        problem: ScaleEarthError | None = None
+        try:
+            for kind in kinds:
+                self.index.check_files(self.splits[kind])
+                self.split_plan(kind)
+                self._schedule(kind)
+        except ScaleEarthError as error:
+            problem = error
+        raise_together(self.trainer, problem)
+        refuse_different_plans(self.trainer, {kind: self.split_plan(kind).facts for kind in kinds})
         if "train" in kinds:
             self._check_restored()
 

@@ -43,7 +43,6 @@ class Lengths:
     prefix_R: NDArray[np.int64]
     first_Q: NDArray[np.int64]
     branch_Q: NDArray[np.int64]
-    supervised_Q: NDArray[np.int64]
     rejected: tuple[tuple[int, str], ...]
 
     @property
@@ -88,7 +87,7 @@ def lengths_of(index: ShardIndex, splits: tuple[str, ...], processor: Processor,
 def _load(path: Path, key: str) -> Lengths:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("rows", "prefix_R", "first_Q", "branch_Q", "supervised_Q")}
+            arrays = {name: stored[name] for name in ("rows", "prefix_R", "first_Q", "branch_Q")}
             rejected = tuple((int(row), str(reason)) for row, reason in json.loads(str(stored["rejected"])))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise IndexSchemaError(
@@ -122,7 +121,6 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
     reader = ShardReader(index)
     kept, prefixes, counts, rejected = [], [], [], []
     branches: list[int] = []
-    supervised: list[int] = []
     for row in rows.tolist():
         try:
             prefix, tokens = _tokens_of(reader, processor, row)
@@ -133,7 +131,6 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
         prefixes.append(prefix)
         counts.append(len(tokens))
         branches += [len(t.prompt) + len(t.answer) for t in tokens]
-        supervised += [len(t.answer) for t in tokens]
     reader.close()
     return Lengths(
         key=key,
@@ -141,7 +138,6 @@ def measure(index: ShardIndex, rows: NDArray[np.int64], processor: Processor, ke
         prefix_R=np.array(prefixes, np.int64),
         first_Q=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
         branch_Q=np.array(branches, np.int64),
-        supervised_Q=np.array(supervised, np.int64),
         rejected=tuple(rejected),
     )
 
@@ -154,6 +150,5 @@ def _save(path: Path, lengths: Lengths) -> None:
             prefix_R=lengths.prefix_R,
             first_Q=lengths.first_Q,
             branch_Q=lengths.branch_Q,
-            supervised_Q=lengths.supervised_Q,
             rejected=np.array(json.dumps(lengths.rejected)),
         )

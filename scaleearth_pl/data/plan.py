@@ -15,10 +15,8 @@ dropped whole and counted; a prefix is never cut. Pure numpy: 1.5 million questi
 Legend: N items, R rows (images), Q questions.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,11 +48,6 @@ class PlanSettings:
                 raise ConfigError("must be at least 1", field=name, value=getattr(self, name))
         if self.seed < 0:
             raise ConfigError("must be at least 0", field="seed", value=self.seed)
-
-    @property
-    def hash(self) -> str:
-        """Identifies the settings."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 """Everything decided about a split before its first pixel is read: lengths, trees, order, and the books that say so."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,14 @@ class SplitPlan:
             raise ConfigError("no image is left to read", file=index.root, field="splits", value=splits)
         self.plan = TrainPlan(index, self.items, settings) if train else None
         self.scale_donor = scale_donors(index, self.items.row_N, seed=settings.seed) if controls.shuffle_gsd else {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ranks must have in common to read alike: the lengths, and which questions make which trees."""
+        items = hashlib.sha256(
+            self.items.row_N.tobytes() + self.items.question_Q.tobytes() + self.items.cost_N.tobytes()
+        )
+        return {**self.lengths.facts, "trees": items.hexdigest()[:16]}
 
     def schedule(self, *, world_size: int, budget: int, auto: bool) -> TrainSchedule | EvalSchedule:
         """Cuts the plan for ranks and budget.

@@ -13,6 +13,11 @@ from scaleearth_pl.data.lengths import Lengths
 from scaleearth_pl.data.plan import PlanSettings
 
 STATE_SCHEMA = "scaleearth-data/1"
+REMEDIES = {
+    "rejected_samples": "samples that could not be read when the run began can be read now, or the other way round; start "
+    "a new run"
+}
+"""Where restoring is not what helps; by field."""
 
 
 def state_of(
@@ -42,5 +47,7 @@ def refuse_changed(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the checkpoint was written with another {name}: resuming would change the order of the data",
                 field=name,
                 value=(saved.get(name), now.get(name)),
-                remedy="restore corpus and settings, or start a new run (init_from takes the weights)",
+                remedy=REMEDIES.get(
+                    name, "restore corpus and settings, or start a new run (init_from takes the weights)"
+                ),
             )

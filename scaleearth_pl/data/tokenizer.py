@@ -7,7 +7,7 @@ stage 2 of one corpus must speak the same ids) plus the texts and digits of the 
 spelt byte by byte.
 
 `cached_tiny_tokenizer` keeps it by the hash of what decides it: the folder is written beside its final place and
-renamed, so several ranks may race.
+renamed when the disk has it, so several ranks may race.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.files import flush
 
 # Texts are encoded one by one; without this every forked loader worker warns that it will do so.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -107,14 +108,16 @@ def cached_tiny_tokenizer(cache: Path, key: str, texts: Callable[[], Iterable[st
         return final
     cache.mkdir(parents=True, exist_ok=True)
     temporary = cache / f".tokenizer-{digest}.{secrets.token_hex(8)}"
-    train_tiny_tokenizer(texts(), temporary, vocab_size=vocab_size)
     try:
+        train_tiny_tokenizer(texts(), temporary, vocab_size=vocab_size)
+        for path in (*temporary.rglob("*"), temporary):
+            flush(path)
         temporary.rename(final)
     except OSError:
-        # Another process was first; its bytes are the same.
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not final.is_dir():
+        if not final.is_dir():  # else another process was first; its bytes are the same
             raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 

@@ -175,7 +175,7 @@ def _check_pairs(name: str, ours: Sequence[RunFolder], runs: Sequence[RunFolder]
         refuse_other_questions(ours[0].predictions, run.predictions, file=run.path, remedy=remedy)
     for mine, other in zip(ours, runs, strict=True):
         first, second = mine.run.stage1, other.run.stage1
-        if first and second and Path(first).resolve() != Path(second).resolve():
+        if (first and Path(first).resolve()) != (second and Path(second).resolve()):
             raise ConfigError(
                 "the twin grew from another stage 1",
                 file=other.path,

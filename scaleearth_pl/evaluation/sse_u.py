@@ -52,18 +52,18 @@ def sse_u_numbers(readings: Sequence[SseuReading]) -> dict[str, float | None]:
 
 
 def sse_u_by_cue(readings: Sequence[SseuReading]) -> dict[str, dict[str, Any]]:
-    """The same, with `images` and `mean_sigma`, for 'all', 'cue', 'no_cue' and 'cue_unknown'; empty groups left out."""
+    """The same for 'all', 'cue', 'no_cue' and 'cue_unknown'; empty groups left out.
+
+    `images` and `mean_sigma` are of all images of the group, `trusted` counts those whose GSD is known and trusted: the
+    numbers are of these.
+    """
     groups = {
         "all": list(readings),
         "cue": [r for r in readings if r.has_scale_cue is True],
         "no_cue": [r for r in readings if r.has_scale_cue is False],
         "cue_unknown": [r for r in readings if r.has_scale_cue is None],
     }
-    return {
-        name: {"images": len(rows), "mean_sigma": sum(r.sigma for r in rows) / len(rows), **sse_u_numbers(rows)}
-        for name, rows in groups.items()
-        if rows
-    }
+    return {name: {**_counts(rows), **sse_u_numbers(rows)} for name, rows in groups.items() if rows}
 
 
 def sse_u_report(readings: Sequence[SseuReading]) -> dict[str, dict[str, Any]]:
@@ -76,15 +76,13 @@ def sse_u_report(readings: Sequence[SseuReading]) -> dict[str, dict[str, Any]]:
         **{str(tier): [r for r in readings if r.tier == tier] for tier in Tier},
     }
     return {
-        name: {
-            "images": len(rows),
-            "mean_sigma": sum(r.sigma for r in rows) / len(rows),
-            **sse_u_numbers(rows),
-            **_distribution(rows),
-        }
-        for name, rows in groups.items()
-        if rows
+        name: {**_counts(rows), **sse_u_numbers(rows), **_distribution(rows)} for name, rows in groups.items() if rows
     }
+
+
+def _counts(rows: Sequence[SseuReading]) -> dict[str, Any]:
+    trusted = sum(r.gsd_m is not None and r.provenance_weight > 0 for r in rows)
+    return {"images": len(rows), "trusted": trusted, "mean_sigma": sum(r.sigma for r in rows) / len(rows)}
 
 
 def _distribution(rows: Sequence[SseuReading]) -> dict[str, Any]:

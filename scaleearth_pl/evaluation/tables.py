@@ -70,7 +70,7 @@ def _accuracy_table(document: Mapping[str, Any], details: Mapping[str, Any]) -> 
         )
     gain = details["floors"]["scale_specific_from_gsd"]
     if gain is not None:
-        table.caption = f"scale-specific questions won by the GSD alone: {percent(gain)} points (rule: at most 10)"
+        table.caption = f"scale-specific questions won by the GSD alone: {percent(gain)} points"
     return table
 
 

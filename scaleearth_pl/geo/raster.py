@@ -84,7 +84,8 @@ def read_rgb(
         _check_readable(dataset, path, area, shrink=area.width / out_w)
         bands, notes = choose_bands(dataset)
         decimated = (out_w, out_h) != (int(area.width), int(area.height))
-        notes += [f"read decimated to {out_w}x{out_h} by averaging"] if decimated else []
+        how = "by nearest pixel" if _palette(dataset) else "by averaging"
+        notes += [f"read decimated to {out_w}x{out_h} {how}"] if decimated else []
         values_BHW = _read(dataset, bands, area, (out_w, out_h))
         rgb_HW3, depth_notes = _to_rgb(dataset, bands, values_BHW)
     valid = ~np.ma.getmaskarray(values_BHW).all(axis=0) & _finite(values_BHW.data)

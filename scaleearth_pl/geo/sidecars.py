@@ -23,7 +23,7 @@ from scaleearth_pl.geo.records import record_candidates
 MAX_JSON_BYTES = 8 * 2**20
 _TEXT_BYTES = 4096
 _DOTA_FOLDERS = ("labelTxt", "meta")
-_DOTA_GSD = re.compile(r"^gsd\s*:\s*(.*)$", re.IGNORECASE | re.MULTILINE)
+_DOTA_GSD = re.compile(r"^gsd[^\S\n]*:[^\S\n]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _DOTA_SOURCE = re.compile(r"^imagesource\s*:", re.IGNORECASE | re.MULTILINE)
 
 

@@ -71,8 +71,8 @@ def _base_candidates(adapter_path: Path, recorded: str) -> Iterator[Path]:
     roots = [adapter_path, Path(), *adapter_path.resolve().parents]
     places = list(dict.fromkeys(root / recorded for root in roots))
     yield from places
-    for place in places:  # runs/<stage 1>/latest/hf has moved on: the other versions
-        if place.parent.parent.is_dir():
+    for place in places:  # runs/<stage 1>/latest/hf has moved on: the other versions; a hub's name has none
+        if place.name == "hf" and place.parent.parent.is_dir():
             yield from sorted(place.parent.parent.glob(f"*/{place.name}"))
 
 
@@ -88,5 +88,5 @@ def check_base(source: str, meta: AdapterMeta, file: Path) -> None:
             file=file,
             field="base_hash",
             value=f"{source}: {found[:12]}",
-            remedy="name the folder that stage 2 started from with --base",
+            remedy="name the folder that stage 2 started from: --base, or init_from of `fit` and `test`",
         )

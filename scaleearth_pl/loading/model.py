@@ -61,6 +61,14 @@ def build_model(
     """The model of an adapter folder that has been read; as `load_model`."""
     meta = adapter.meta
     source = str(base) if base is not None else find_base(adapter.path, meta)
+    if not Path(source).is_dir() and source.count("/") != 1:  # one slash: a name of the hub
+        raise CheckpointError(
+            "the base that it was trained on is not there",
+            file=adapter.path,
+            field="base_path",
+            value=source,
+            remedy="name its folder with --base",
+        )
     check_base(source, meta, adapter.path)
     settings = processor_settings(adapter)
     processor = settings.processor(source)

@@ -35,7 +35,7 @@ from scaleearth_pl.core.errors import CheckpointError, ConfigError, TargetModule
 from scaleearth_pl.core.tokens import TokenIds
 from scaleearth_pl.model.dequantised import DequantisedLinear, keep_dequantised
 from scaleearth_pl.model.shapes import shape_config, tiny_config
-from scaleearth_pl.model.shared_image import IMAGE_ATTENTION, TREE_ATTENTION
+from scaleearth_pl.model.shared_image import Attention, set_attention
 from scaleearth_pl.model.surgery import keep_rotary_exact, replace_patch_embed_conv, skip_unread_rows
 
 __all__ = [
@@ -66,8 +66,7 @@ class BackboneConfig:
         source: "tiny", a Hugging Face folder, or a name on the hub.
         quantise: "nf4" puts the projections of the LLM blocks in 4-bit.
         dtype: of all other weights, and of computation.
-        keep_dequantized: hold the NF4 values written out in `dtype` (`dequantised.py`): faster, four times the memory
-            in bfloat16. A backbone that is not quantised is as it would be without.
+        keep_dequantized: hold the NF4 values written out in `dtype` (`dequantised.py`): faster, four times the memory.
         checkpointing: recompute activations in the backward: about 1.4 times the time for a tenth of the memory.
             "auto": the stage decides once it knows the micro-batches (`training/memory.py`); off until then.
         attention: "tree" (needs a layout), or "sdpa" for plain sequences, as other trainers run them.
@@ -79,12 +78,14 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     keep_dequantized: bool = False
     checkpointing: bool | Literal["auto"] = False
-    attention: Literal["tree", "sdpa"] = "tree"
+    attention: Attention = "tree"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("no backbone named", field="backbone.source", remedy="'tiny', a folder, or a hub name")
+        if self.keep_dequantized and self.quantise != "nf4":
+            raise ConfigError("nothing to dequantise", field="keep_dequantized", value=True, remedy="quantise: nf4")
 
 
 def silence_loading() -> None:
@@ -115,14 +116,13 @@ def build_backbone(
     """
     source = config.source if source is None else source
     model = _tiny(config, token_ids) if source == TINY else _loaded(config, token_ids, source, device)
-    ours = {"text_config": TREE_ATTENTION, "vision_config": IMAGE_ATTENTION}
-    model.set_attn_implementation(ours if config.attention == "tree" else "sdpa")
+    set_attention(model, config.attention)
     replace_patch_embed_conv(model)
     skip_unread_rows(model)
     keep_rotary_exact(model)
     if config.quantise == "nf4":
         assert_quantisation(model)
-    if config.keep_dequantized and config.quantise == "nf4":
+    if config.keep_dequantized:
         keep_dequantised(model)
     if config.checkpointing is True:
         model.activation_checkpointing_enable()

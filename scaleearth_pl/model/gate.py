@@ -122,7 +122,8 @@ def openness(
 ) -> Float[Tensor, "M G r"]:
     """THE FORMULA, E[sigmoid(sharpness (tau - s))] for s ~ N(log10_gsd, sigma^2): the slope loses what sigma takes.
 
-    The only place where it stands: training, answers, charts and `export` all come here, for M modules at G scales.
+    Training, answers, charts and `export` all come here, for M modules at G scales. (The viewer's page, which draws while
+    the slider moves, has its own copy: `openness` in serving/viewer.html.)
 
     Args:
         tau_Mr: thresholds, log10 metres.

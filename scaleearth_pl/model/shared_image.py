@@ -18,7 +18,7 @@ Legend: T tokens, K kept tokens, P patches, D numbers per patch, I images, H que
 E head dimension of the vision tower.
 """
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch.nn.functional as tf
 from jaxtyping import Float, Int
@@ -31,11 +31,23 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.model.tree_attention import tree_attention
 from scaleearth_pl.model.tree_layout import TreeLayout
 
-__all__ = ["IMAGE_ATTENTION", "TREE_ATTENTION", "LayerCache", "TreeLayout", "encode_images", "hidden_states"]
+__all__ = [
+    "IMAGE_ATTENTION",
+    "TREE_ATTENTION",
+    "Attention",
+    "LayerCache",
+    "TreeLayout",
+    "encode_images",
+    "hidden_states",
+    "set_attention",
+]
 
 TREE_ATTENTION = "scaleearth_tree"
 IMAGE_ATTENTION = "scaleearth_images"
 """Names of the attention implementations in transformers' registry."""
+
+Attention = Literal["tree", "sdpa"]
+"""Ours, which needs a layout; or that of plain sequences, as other trainers run them."""
 
 
 class LayerCache(Protocol):
@@ -46,6 +58,12 @@ class LayerCache(Protocol):
     ) -> Tensor:
         """Attention output [T, H, D] of one layer."""
         ...
+
+
+def set_attention(model: Any, kind: Attention) -> None:
+    """Lets a `Qwen3VLForConditionalGeneration` attend over trees and images, or as it would on its own; in place."""
+    ours = {"text_config": TREE_ATTENTION, "vision_config": IMAGE_ATTENTION}
+    model.set_attn_implementation(ours if kind == "tree" else "sdpa")
 
 
 def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: Int[Tensor, "I 3"]) -> Any:
@@ -67,7 +85,7 @@ def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: In
     if grid_I3.shape[0] == 0:
         return None
     bounds, together = get_vision_cu_seqlens(grid_I3.cpu()), {}
-    if model.config.vision_config._attn_implementation == IMAGE_ATTENTION and len(bounds.diff().unique()) == 1:
+    if model.config.vision_config._attn_implementation == IMAGE_ATTENTION and len({*bounds.diff().tolist()}) == 1:
         bounds, together = bounds[[0, -1]], {"together": len(bounds) - 1}
     return model.model.get_image_features(
         pixel_values_PD, grid_I3, return_dict=True, image_cu_seqlens=bounds, **together

@@ -1,25 +1,28 @@
 """`scaleearth prepare FILE.yaml [--out FOLDER] [--set key=value ...]`: builds a corpus under data_shards/.
 
 The YAML's `kind` selects a builder, `out` (default `data_shards/<name of the file>`) the folder; all other keys go to
-the builder, and `--set` replaces them (`images.train=100` reaches inside). A corpus is built in `<out>.partial` and
-renamed when it is complete, so that a killed build leaves nothing that looks finished. `corpus.json` remembers the
-settings and, of a corpus that is made and not converted, the digest of the generator's source; of one that is imported,
-which sources were there and the digests of the small files that decide (the drop list, tables of GSD, pairs and
-questions). The same find the work done, others are refused instead of mixed. So an edited generator never passes for
-the one that made the corpus, and no image that was put on the drop list afterwards stays in.
+the builder, and `--set` replaces them (`images.train=100` reaches inside). A corpus is built by one process at a time,
+in `<out>.partial`, and renamed when it is complete, so that a killed build leaves nothing that looks finished.
+`corpus.json` remembers the settings and, of a corpus that is made and not converted, the digest of the generator's
+source; of one that is imported, which sources were there and the digests of the small files that decide (the drop list,
+tables of GSD, pairs and questions). The same find the work done, others are refused instead of mixed. So an edited
+generator never passes for the one that made the corpus, and no image that was put on the drop list afterwards stays in.
 """
 
 import argparse
+import fcntl
 import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
@@ -78,20 +81,45 @@ def prepare(file: Path, changes: Sequence[str] = (), *, out: Path | None = None)
         record["inputs"] = module.inputs(config)
     screen = console(stderr=True)
     if is_there(out, record, file):
-        screen.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
-        return out
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        screen.print(f"{partial}: removing what an interrupted build left")
-        shutil.rmtree(partial)
-    with children_keep_memory():
-        module.build(config, partial)
-    (partial / RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+        return _nothing_to_do(out, screen)
+    with alone(out):
+        if is_there(out, record, file):  # another build ended meanwhile
+            return _nothing_to_do(out, screen)
+        partial = out.with_name(out.name + ".partial")
+        if partial.exists():
+            screen.print(f"{partial}: removing what an interrupted build left")
+            shutil.rmtree(partial)
+        with children_keep_memory():
+            module.build(config, partial)
+        (partial / RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
     screen.print(f"{out}: done")
     return out
+
+
+def _nothing_to_do(out: Path, screen: Console) -> Path:
+    screen.print(f"{out}: corpus is there, built from the same settings by the same generator; nothing to do")
+    return out
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Holds the lock of a corpus folder, `.<name>.lock` beside it; the kernel frees it with the process, however that ends.
+
+    Raises:
+        ConfigError: another process is building into this folder.
+    """
+    lock = out.with_name(f".{out.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "wait for it, or build into another folder with --out"
+            raise ConfigError("another process is building this corpus", file=out, remedy=remedy) from error
+        yield
 
 
 def config_hash(record: Mapping[str, Any], version: str) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.loading.folders import check_base
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, apply_adapter, load_adapter, save_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
@@ -111,7 +112,9 @@ class Stage2(TreeTraining):
             backbone=backbone, adapters=self.adapter_config, head=self.head_config, resolver=self.resolver_config
         )
         if self.adapter is not None:
-            apply_adapter(load_adapter(Path(self.adapter)), adapters=self.model.adapters, gsd_head=self.model.gsd_head)
+            folder = load_adapter(Path(self.adapter))
+            check_base(str(self.base), folder.meta, folder.path)
+            apply_adapter(folder, adapters=self.model.adapters, gsd_head=self.model.gsd_head)
         if self.backbone_config.checkpointing == "auto" and self.fitting:
             decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens, device=device)
         if self.device_mesh is not None:

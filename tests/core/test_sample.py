@@ -31,6 +31,13 @@ def test_json_round_trip_is_canonical():
     assert json.loads(first.to_json())["class"] == "road"
 
 
+def test_the_name_of_the_attribute_is_no_key_of_the_json():
+    """It would be read as no class at all."""
+    text = sample(class_label="road").to_json().replace('"class":', '"class_label":')
+    with pytest.raises(SampleError, match=r"class_label.*write 'class'"):
+        Sample.from_json(text)
+
+
 def test_sigma_falls_back_to_the_provenance():
     assert sample().sigma_log10 == 0.01
     assert sample(gsd_sigma_log10=0.2).sigma_log10 == 0.2

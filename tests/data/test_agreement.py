@@ -8,12 +8,13 @@ import pytest
 import torch
 from fakes.corpus import make_fake_corpus
 from fakes.ranks import in_group
-from fakes.runs import make_data
+from fakes.runs import DATA, make_data
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from scaleearth_pl.core.errors import ShardError
-from scaleearth_pl.data.agreement import refuse_different_plans
+from scaleearth_pl.core.errors import ScaleEarthError, ShardError
+from scaleearth_pl.data.agreement import raise_together, refuse_different_plans
+from scaleearth_pl.data.datamodule import GeoScaleDataModule
 
 
 def trainer_of(rank: int) -> Any:
@@ -50,3 +51,32 @@ def test_both_ranks_refuse_plans_that_differ(copies: tuple[Path, Path], tmp_path
     assert all("ranks would read different plans" in message for message in messages)
     assert "differs on another rank" in messages[0]
     assert all(words in messages[1] for words in ("'train'", facts[0]["lengths_key"], facts[1]["lengths_key"]))
+
+
+def test_what_one_rank_cannot_plan_stops_both(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    """The other would wait in the next collective, before any watch of peers has begun."""
+
+    def told(rank: int) -> str:
+        root = (copies[0], tmp_path / "not copied to this node")[rank]
+        data = GeoScaleDataModule(root=str(root), cache_dir=str(tmp_path / f"cache{rank}"), **DATA)
+        data.trainer = trainer_of(rank)
+        data.trainer.state, data.trainer.global_rank = SimpleNamespace(fn=None), rank
+        data.prepare_data()
+        try:
+            data.setup("fit")
+        except ScaleEarthError as error:
+            return str(error)
+        return ""
+
+    well, missing = in_group(told, tmp_path)
+    assert "another rank cannot plan" in well
+    assert "not copied to this node" in missing
+
+
+@pytest.mark.parametrize("problem", [None, ShardError("cut")])
+def test_alone_nobody_is_asked(problem: ShardError | None) -> None:
+    if problem is None:
+        raise_together(None, None)
+    else:
+        with pytest.raises(ShardError, match="cut"):
+            raise_together(None, problem)

@@ -29,7 +29,6 @@ def test_lengths_are_those_of_the_encoded_text(made):
         branches = [processor.branch(qa) for qa in sample.qas]
         span = slice(lengths.first_Q[r], lengths.first_Q[r + 1])
         assert lengths.branch_Q[span].tolist() == [len(b.prompt) + len(b.answer) for b in branches]
-        assert lengths.supervised_Q[span].tolist() == [len(b.answer) for b in branches]
 
 
 def test_the_sidecar_is_measured_once_and_keyed_by_what_matters(made, monkeypatch):

@@ -58,7 +58,6 @@ def fake_lengths(n_rows: int, n_questions: tuple[int, int], seed: int = 0) -> Le
         prefix_R=rng.integers(10, 100, n_rows),
         first_Q=np.concatenate([[0], np.cumsum(counts)]),
         branch_Q=branch,
-        supervised_Q=branch // 5,
         rejected=(),
     )
 
@@ -197,13 +196,6 @@ def test_source_weights_multiply_with_tier_weights():
 def test_impossible_settings_are_named(changes, field):
     with pytest.raises(ConfigError, match=field):
         make_plan(**changes)
-
-
-def test_settings_hash_names_every_setting():
-    hashes = {
-        settings(**change).hash for change in ({}, {"seed": 1}, {"max_branches": 9}, {"tier_weights": {"high": 2.0}})
-    }
-    assert len(hashes) == 4
 
 
 def test_a_million_questions_plan_in_a_second():

@@ -74,6 +74,9 @@ def test_other_questions_answers_places_or_stage_one_are_refused(runs):
     stage1 = replace(runs["plain"], run=replace(runs["plain"].run, stage1="runs/other/latest/hf"))
     with pytest.raises(ConfigError, match="another stage 1"):
         compare([runs["ours"]], {"plain_lora": [stage1]})
+    from_nothing = replace(runs["plain"], run=replace(runs["plain"].run, stage1=None))
+    with pytest.raises(ConfigError, match="another stage 1"):
+        compare([runs["ours"]], {"plain_lora": [from_nothing]})
     with pytest.raises(ConfigError, match="number of seeds"):
         compare([runs["ours"]], {"plain_lora": [runs["plain"]] * 2})
     with pytest.raises(ConfigError, match="nothing to compare"):

@@ -174,12 +174,15 @@ def test_results_on_disk_and_resume_after_a_cut(subject, corpus, tmp_path, monke
         evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
     part = next((tmp_path / "b").glob("*/*/metadata/part.jsonl"))
     part.write_bytes(part.read_bytes() + b'{"image_id": "half')
+    begun_at = json.loads(part.read_text().splitlines()[0])["commit"]
+    monkeypatch.setattr(evaluator_run, "current_commit", lambda: "fedcba")
     again = evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
     assert len(calls) == 3 + 2, "two of four images were not asked again"
     assert read_predictions(part.parent / "predictions.jsonl") == predictions
     assert {k: again[k] for k in ("accuracy", "majority", "types")} == {
         k: whole[k] for k in ("accuracy", "majority", "types")
     }
+    assert again["answered_at"] == sorted([begun_at, "fedcba"]), "two commits answered"
 
     with pytest.raises(ConfigError, match="another evaluation"):
         evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=Decoding(generate=True))
@@ -193,13 +196,57 @@ def test_done_evaluations_are_read_not_repeated(subject, corpus, tmp_path, monke
     assert evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding) == first
 
 
-def test_trained_images_are_refused(subject, fake_corpus, tmp_path):
+def test_unreadable_images_are_in_the_row_and_fatal_past_a_share(subject, fake_corpus, tmp_path, monkeypatch):
+    """A score over the half of the images that were there would be a score of another benchmark."""
+    broken = tmp_path / "broken"
+    shutil.copytree(fake_corpus, broken)
+    corpus = CorpusSplit.open(broken, "test")
+    row = int(corpus.rows[0])
+    shard = next(shard for shard in corpus.index.shards if shard.start <= row < shard.stop)
+    with (broken / shard.file).open("r+b") as stream:
+        stream.seek(int(corpus.index.number["image_offset"][row]) + 20)
+        stream.write(b"\0" * 20)
+    decoding = Decoding(generate=False)
+    with pytest.raises(ConfigError, match=r"1 of 4 could not be read, more than 1%.*run again") as refused:
+        evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding)
+    assert not list(tmp_path.glob("*/*/*/row.json"))
+    monkeypatch.setattr(evaluator_run, "MAX_BAD_SHARE", 0.5)
+    kept = evaluate_corpus(subject, CorpusSplit.open(broken, "test"), METADATA, out=tmp_path, decoding=decoding)
+    assert kept["counts"]["images"] == 3 and kept["counts"]["unreadable_images"] == 1
+    assert list(kept["unreadable"]) == [corpus.index.where(row)] and refused.value.field in kept["unreadable"]
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(subject, fake_corpus, tmp_path):
+    wrong = CorpusSplit.open(fake_corpus, "test", types=["presense"])
+    with pytest.raises(ConfigError, match="nothing was evaluated"):
+        evaluate_corpus(subject, wrong, METADATA, out=tmp_path, decoding=Decoding(generate=False))
+    right = CorpusSplit.open(fake_corpus, "test")
+    assert evaluate_corpus(subject, right, METADATA, out=tmp_path, decoding=Decoding(generate=False))["counts"][
+        "images"
+    ]
+
+
+def test_a_corpus_without_such_a_source_names_those_it_has(fake_corpus):
+    source = CorpusSplit.open(fake_corpus, "test").index.text["source"][0]
+    with pytest.raises(ConfigError, match=rf"in split 'test'.*its sources are.*{source}"):
+        CorpusSplit.open(fake_corpus, "test", sources=["rsvqa_xx"])
+    with pytest.raises(ConfigError, match="limit_images"):
+        CorpusSplit.open(fake_corpus, "test", limit_images=0)
+
+
+def test_trained_images_are_refused(subject, fake_corpus, tmp_path, monkeypatch):
     train = CorpusSplit.open(fake_corpus, "train", limit_images=3)
     with pytest.raises(ConfigError, match="3 of 3 evaluated images were trained on"):
         evaluate_corpus(subject, train, METADATA, out=tmp_path)
     assert CorpusSplit.open(fake_corpus, "test").leaked() == []
     row = evaluate_corpus(subject, train, METADATA, out=tmp_path, allow_leaks=True, decoding=Decoding(generate=False))
     assert row["counts"]["leaked_images"] == 3
+    clean = CorpusSplit.open(fake_corpus, "test")
+    decoding = Decoding(generate=False)
+    assert evaluate_corpus(subject, clean, METADATA, out=tmp_path, decoding=decoding)["counts"]["leaked_images"] == 0
+    monkeypatch.setattr(CorpusSplit, "leaked", lambda *_: ["an image of the corpus that is named now"])
+    with pytest.raises(ConfigError, match=r"another evaluation.*leaked_images"):
+        evaluate_corpus(subject, clean, METADATA, out=tmp_path, decoding=decoding, allow_leaks=True)
 
 
 def test_rows_name_what_they_mean(subject, corpus, tmp_path):

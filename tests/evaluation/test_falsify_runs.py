@@ -105,6 +105,17 @@ def test_what_another_command_made_is_trained_again_and_the_setting_named(
     assert f"{name} is" in capsys.readouterr().err
 
 
+def test_runs_of_other_code_are_kept_and_named(setting: runs.Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    """An edited gate is no setting: only the reader knows whether it matters."""
+    folder = setting.run("ours", 1)
+    runs.say_what_is_kept([folder])
+    assert "1 finished runs are kept, some trained at None" in (said := capsys.readouterr().err)
+    assert "--runs" in said
+    (folder / "latest/run.json").write_text(json.dumps({"commit": runs.current_commit()}))
+    runs.say_what_is_kept([folder])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["data.num_workers", "trainer.devices", "model.init_args.backbone.source"])
 def test_what_changes_no_result_is_not_compared(setting: runs.Setting, name: str) -> None:
     assert name in takeover.CHANGES_NO_RESULT

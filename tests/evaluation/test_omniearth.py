@@ -11,6 +11,7 @@ from scaleearth_pl.evaluation.benchmarks import omniearth, open_benchmark
 from scaleearth_pl.evaluation.benchmarks.boxes import best_overlap, grounding_scores, overlap, read_box
 from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
+from scaleearth_pl.evaluation.evaluator.row import harness_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 
@@ -173,6 +174,13 @@ def test_an_image_is_looked_for_beside_its_own_file(tmp_path, fake_corpus):
         (LAND, "DOTA", False), (WEATHER, "", True), (("Biosphere", "Bird_distribution", "Perception", "x"), "", True),
         (("Lithosphere", "Seismic interpretation", "Reasoning", "x"), "", True),
         (("Oceansphere", "x", "Perception", "x"), "ERA5", True), (("Cryosphere", "Glacier", "Perception", "Lake"), "", False),
+        (("Lithosphere", "earthquake_monitoring_and_prediction", "Perception", "P-wave_phase_picking"), "", True),
+        (("Lithosphere", "geophysics_imaging", "Perception", "salt_body_detection"), "", True),
+        (("Oceansphere", "Extreme_Events", "Reasoning", "IOD_Forecast"), "", True),
+        (("Oceansphere", "Phenomenon_Detection", "Perception", "Marine_Fog_Detection"), "", False),
+        (("Cryosphere", "Sea_ice_forecast", "Reasoning", "SIV_Trend_Prediction"), "", True),
+        (("Cross-sphere", "Bird_species_prediction", "Reasoning", "Species_richness_estimation"), "", True),
+        (("Pedosphere", "Urban_Development", "Perception", "Overall_counting"), "", False),
     ],
 )  # fmt: skip
 def test_gsd_undefined_says_why(task, dataset, undefined):
@@ -199,6 +207,41 @@ def test_both_schemas_through_the_evaluator(tmp_path, fake_corpus):
     )  # fmt: skip
     assert row["harness_scores"]["choices"]["strict"]["gsd_undefined"]["n"] == 2
     assert row["harness_scores"]["version"].startswith("unknown") and row["counts"]["unreadable_questions"] == 0
+    assert (table := harness_table([row])) is not None
+    assert list(table.columns[4].cells) == ["authors", "vlmevalkit", "strict"]
+    assert list(table.columns[5].cells) == ["3"] * 3 and harness_table([{**row, "harness_scores": None}]) is None
     lines.write_text(json.dumps({**converted, "question_type": "Essay"}) + "\n")
     with pytest.raises(ConfigError, match="Essay"):
         open_benchmark("omniearth", [lines]).choices()
+
+
+def test_a_chain_of_thought_is_scored_apart_so_that_no_task_counts_twice(tmp_path):
+    """The authors convert one JSON file into a shard of choices and into one with annotated steps."""
+    files = [tmp_path / name for name in ("choice.jsonl", "cot.jsonl")]
+    files[0].write_text(json.dumps(raw(0)) + "\n")
+    files[1].write_text(json.dumps({**raw(0), "key_annotation_steps": ["Step 1: count"]}) + "\n")
+    choices = list(open_benchmark("omniearth", files).choices().values())
+    assert [choice.kind for choice in choices] == ["single", "steps"]
+    scores = omniearth.score([Reply(choice=choices[0], text="B"), Reply(choice=choices[1], text="A")])
+    assert [
+        (scores[part]["strict"]["n"], scores[part]["strict"]["micro"]) for part in ("choices", "chain_of_thought")
+    ] == [
+        (1, 1.0),
+        (1, 0.0),
+    ]
+
+
+def test_the_version_is_told_by_the_questions_there_are_and_a_score_of_none_is_no_zero():
+    scores = omniearth.score([reply("B")], n_questions=29_779)
+    assert scores["version"].startswith("v1")
+    assert scores["choices"]["strict"]["gsd_undefined"] == {"n": 0, "micro": None, "micro_elsewhere": 1.0}
+
+
+def test_one_image_under_two_tasks_is_one_place(tmp_path, fake_corpus):
+    """Intervals resample places: rows of one scene that stand apart are not independent."""
+    file = tmp_path / "rows.jsonl"
+    rows = [raw(0), raw(1, WEATHER), {**raw(2, (*LAND[:3], "Area")), "Images": raw(0)["Images"]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third = open_benchmark("omniearth", [file]).images(tiny_subject(fake_corpus))
+    assert first.sample.place_id == third.sample.place_id != second.sample.place_id
+    assert first.sample.image_id != third.sample.image_id

@@ -69,12 +69,12 @@ def test_training_and_the_evaluator_write_what_is_read():
         sigma_G=torch.exp(0.5 * one).numpy(),
     )
     (answer,), (reading,) = answer_rows(report), sse_u_rows(report)
-    (line,) = _lines(said, seconds=0.5)
+    (line,) = _lines(said, seconds=0.5, commit="abc")
     assert answer.correct and reading.sigma == pytest.approx(1.6487, abs=1e-3)
     assert list(asdict(answer).items()) == list(line["answers"][0].items())
     assert list(asdict(reading).items()) == list(line["sse_u"].items())
     assert (Prediction(**line["answers"][0]), SseuReading(**line["sse_u"])) == (answer, reading)
-    assert list(_lines(replace(said, mu_G=None, sigma_G=None), seconds=0.5)) == [line | {"sse_u": None}]
+    assert list(_lines(replace(said, mu_G=None, sigma_G=None), seconds=0.5, commit="abc")) == [line | {"sse_u": None}]
 
 
 BAD_ROWS = {

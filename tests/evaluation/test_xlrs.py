@@ -17,6 +17,7 @@ from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, OMNIEARTH_VLMEVALKIT, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, tile_boxes
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
+from scaleearth_pl.evaluation.evaluator.row import harness_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
 
@@ -163,7 +164,21 @@ def test_evaluated_through_sse_u_and_scored_by_every_harness(files, subject, tmp
         subject, benchmark, View(policy="predicted"), out=tmp_path / "silent", decoding=Decoding(generate=False)
     )
     assert silent["harness_scores"] is None and silent["counts"]["questions"] == 4, "no reply, no score of it"
+    assert [harness_table([row_]).columns[n]._cells[0] for n in (2, 3, 4)] == ["xlrs", "choices", "official"]
     assert row_["pixels"] == "budget-own" and row_["accuracy"]["by_tier"].keys() == {"unknown"}
+
+
+def test_a_model_without_sse_u_is_told_what_to_do(files, fake_corpus, tmp_path):
+    subject, benchmark = tiny_subject(fake_corpus), open_benchmark("xlrs", [files["jsonl"]])
+    subject.model.gsd_head = None
+    with pytest.raises(ConfigError, match=r"no SSE-U.*--policy spoof"):
+        evaluate_choice(subject, benchmark, View(policy="predicted"), out=tmp_path)
+    flag = {"decoding": Decoding(max_new_tokens=2), "out": tmp_path}
+    told = View(policy="spoof", spoof_gsd_m=1.0)
+    row_ = evaluate_choice(subject, benchmark, told, **flag)
+    assert evaluate_choice(subject, benchmark, told, vlmevalkit_compat=True, **flag) == row_, (
+        "a flag of OmniEarth's alone"
+    )
 
 
 def test_other_questions_under_the_same_name_are_not_read_from_the_cache(tmp_path, subject):

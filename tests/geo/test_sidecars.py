@@ -45,6 +45,8 @@ def test_dota_versions(text: str, gsd_m: float) -> None:
 @pytest.mark.parametrize("value", ["", "null", "None", "  "])
 def test_dota_without_gsd(value: str) -> None:
     assert parse_dota(f"imagesource:GoogleEarth\ngsd:{value}\n") is None
+    box = "2244.0 1791.0 2254.0 1795.0 2245.0 1813.0 2238.0 1809.0 small-vehicle 1"
+    assert parse_dota(f"imagesource:GoogleEarth\ngsd:{value}\n{box}\n") is None
 
 
 def test_text_of_someone_else_is_not_dota() -> None:

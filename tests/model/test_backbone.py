@@ -216,10 +216,9 @@ def test_kept_dequantised_it_computes_the_very_same(folder, dtype):
         assert float((packed - kept).float().norm() / packed.float().norm()) < (1e-6 if dtype == "float32" else 2e-2)
 
 
-def test_one_file_can_ask_both_stages_to_keep_values_written_out(folder):
-    """Stage 1 is not quantised; `size/tiny.yaml` is laid over both stages."""
-    model = build_backbone(BackboneConfig(source=str(folder), keep_dequantized=True), token_ids=TOKENS)
-    assert {type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear)} == {"Linear"}
+def test_only_a_quantised_model_can_be_kept_dequantised():
+    with pytest.raises(ConfigError, match="keep_dequantized"):
+        BackboneConfig(keep_dequantized=True)
 
 
 def test_quantisation_in_the_wrong_place_is_seen(folder):

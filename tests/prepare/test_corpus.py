@@ -7,7 +7,7 @@ import pytest
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
-from scaleearth_pl.prepare.corpus import main, prepare, read_config
+from scaleearth_pl.prepare.corpus import alone, main, prepare, read_config
 from scaleearth_pl.prepare.world import build
 from scaleearth_pl.prepare.world.config import WorldConfig, generator
 
@@ -57,6 +57,20 @@ def test_second_run_finds_the_work_done(built, capsys):
     assert main([str(file), "--set", "processes=2"]) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (out / "index.json").stat().st_mtime_ns == before
+
+
+def test_one_process_at_a_time_builds_a_corpus(built, tmp_path):
+    """Else the second would remove the first one's work as that of a killed build."""
+    file, _ = built
+    out = tmp_path / "shared"
+    unfinished = tmp_path / "shared.partial" / "00000.tar"
+    unfinished.parent.mkdir()
+    unfinished.touch()
+    with alone(out), pytest.raises(ConfigError, match=r"another process is building.*shared.*--out"):
+        prepare(file, out=out)
+    assert unfinished.exists()
+    assert prepare(file, out=out) == out
+    assert not unfinished.exists()
 
 
 def test_other_settings_are_refused_by_name(built):

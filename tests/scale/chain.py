@@ -6,7 +6,7 @@
 RSVQA tiles and GeoTIFFs are real ones where `--real` has them, everything else is a generated miniature. The model behind
 generation and audit is a fake on localhost that misbehaves (`fakes/chat_server.py`); every other part is what a user runs,
 each step a process of its own. Each killed step is compared with an uninterrupted one. One line a step; exit status 0 if
-all held; DIR/chain.json holds every figure, also those before a failure. About ten minutes on two quiet cores.
+all held; DIR/chain.json holds every figure, also those before a failure. Five to ten minutes on two quiet cores.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from unittest.mock import Mock
 
 import httpx2 as httpx
@@ -14,7 +15,7 @@ from serving_fakes import make_run, picture
 
 from scaleearth_pl import cli
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
-from scaleearth_pl.loading.folders import find_adapter
+from scaleearth_pl.loading.folders import find_adapter, find_base
 from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.model.gate import GateConfig
 from scaleearth_pl.serving.engine import Assistant
@@ -84,6 +85,21 @@ def test_a_run_moved_as_a_whole_finds_its_base(fake_corpus, tmp_path, monkeypatc
     shutil.rmtree(stage1 / "v0")
     with pytest.raises(CheckpointError, match="other weights"):
         load_model(run)
+
+
+def test_a_base_that_is_gone_is_named_with_the_option_that_helps(fake_corpus, tmp_path):
+    corpus = shutil.copytree(fake_corpus, tmp_path / "work" / "corpus")
+    run = make_run(tmp_path / "work", corpus)
+    shutil.rmtree(tmp_path / "work" / "hf")
+    with pytest.raises(CheckpointError, match=r"base that it was trained on is not there.*hf.*--base"):
+        load_model(run)
+
+
+def test_a_hub_base_is_no_folder_that_happens_to_bear_its_name(earth, tmp_path, monkeypatch):
+    (tmp_path / "models" / "Base-8B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    meta = replace(earth.loaded.adapter.meta, base_path="org/Base-8B", base_hash="hub")
+    assert find_base(tmp_path / "run" / "adapter", meta) == "org/Base-8B"
 
 
 def test_the_card(earth, tmp_path):

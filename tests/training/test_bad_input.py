@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fakes.runs import arguments, fit, make_data
+from fakes.runs import arguments, fit, make_data, tiny_hf
+from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.cli import main
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
@@ -84,6 +85,19 @@ def test_an_adapter_of_another_schema(
 def test_an_adapter_for_other_settings(trained: Path, fake_corpus: Path, tmp_path: Path, refused) -> None:
     words = [*evaluating(fake_corpus, tmp_path, trained / "adapter"), "--model.init_args.adapters.rank", "32"]
     assert "CheckpointError" in refused(words)
+
+
+def test_an_adapter_on_another_base(trained: Path, fake_corpus: Path, tmp_path: Path, refused) -> None:
+    """`latest` of stage 1 may have moved on: the accuracies would be plausible, and wrong."""
+    base = shutil.copytree(tiny_hf(fake_corpus), tmp_path / "hf")
+    save_file(
+        {k: v + 1 for k, v in load_file(base / "model.safetensors").items()},
+        base / "model.safetensors",
+        {"format": "pt"},
+    )
+    words = [*evaluating(fake_corpus, tmp_path, trained / "adapter"), "--model.init_args.init_from", str(base)]
+    message = refused(words)
+    assert all(part in message for part in ("CheckpointError", "other weights", str(base), "init_from")), message
 
 
 @pytest.fixture(scope="module")

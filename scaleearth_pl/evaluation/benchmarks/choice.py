@@ -4,11 +4,14 @@
     macro    mean over tasks of the share of right answers; what a task is, and what an absent one counts, is the
              harness's own affair, hence `macro_by`
 
+A place, which intervals resample, is an image, whatever tasks ask about it and wherever their rows stand.
+
 An image without GSD is no failure: the sample says provenance unknown, the tier is unknown, and SSE-U decides. Some items
 have no GSD even in principle (weather maps, seismic profiles); they carry the reason, are answered all the same, and are
 reported apart.
 """
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +40,7 @@ class Choice:
         options: as shown.
         answer: "B", "ABD", or the box of a grounding question.
         task: path of task names, coarsest first.
-        kind: single, multiple, grounding or reasoning.
+        kind: single, multiple, grounding, reasoning or steps (a second asking of a question, for its chain of thought).
         gsd_undefined: why the item has no GSD even in principle; None where it merely is not stated.
         size: the image's own (width, height), where a grounding answer is compared in pixels.
     """
@@ -78,6 +81,7 @@ class Benchmark:
         split: of the benchmark, for result rows.
         read: files to rows; False leaves parquet's images on disk.
         score: replies to the scores of its harnesses; True computes VLMEvalKit's means with its bug, where it has one.
+            The number is that of the benchmark's questions, answered or not.
         is_right: the official extractor's verdict on the text of one reply.
         task_name: what the benchmark reports the question under.
         files: what is read; none in `BENCHMARKS`.
@@ -90,7 +94,7 @@ class Benchmark:
     harness: str
     split: str
     read: Callable[[Sequence[Path], bool], Iterable[FoundRow]]
-    score: Callable[[Sequence[Reply], bool], dict[str, Any]]
+    score: Callable[[Sequence[Reply], bool, int], dict[str, Any]]
     is_right: Callable[[Choice, str], bool]
     task_name: Callable[[Choice], str]
     files: Sequence[Path] = ()
@@ -137,7 +141,7 @@ class Benchmark:
             source=self.name,
             split="test",
             image_id=f"{self.name}-{choice.id}",
-            place_id=f"{self.name}-{choice.id}",
+            place_id=f"{self.name}-{hashlib.blake2b(b''.join(data), digest_size=8).hexdigest()}",
             width=width,
             height=height,
             gsd_m_native=None,
@@ -163,8 +167,13 @@ def macro_by(hits: Iterable[tuple[Task, bool]], tasks: Sequence[Task] | None = N
 
 
 def share(values: Sequence[float]) -> float:
-    """The mean, and so the part of truth values that is true; 0 of none."""
-    return sum(values) / len(values) if values else 0.0
+    """The mean of at least one value, and so the part of truth values that is true."""
+    return sum(values) / len(values)
+
+
+def share_if_any(values: Sequence[float]) -> float | None:
+    """The same; None of none, which is no score of 0."""
+    return share(values) if values else None
 
 
 def _question(choice: Choice) -> Question:

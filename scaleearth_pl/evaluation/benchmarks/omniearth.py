@@ -6,6 +6,9 @@
     vlmevalkit with `vlmevalkit_compat`: its Overall macro as computed there, which averages the task columns *and* the
                              sphere columns appended just before: a bug, reproduced for comparison only
 
+The authors' converted files of the chain-of-thought tasks ask questions of single-choice tasks a second time; they are
+known by their column `key_annotation_steps` and scored apart, so that no task counts twice.
+
 Rows are the authors' JSON ("Text", "Answer Choices", "Ground Truth", "L1-task", ...), their parquet, or VLMEvalKit's
 files ("category", "l2-category", ..., options as one text). The authors assert that the last option says "unable to decide"
 and count those picks; here questions without it are counted too. Five letters cannot read an answer F or G.
@@ -20,7 +23,15 @@ from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.evaluation.benchmarks.boxes import best_overlap, grounding_scores, read_box, true_box
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
+from scaleearth_pl.evaluation.benchmarks.choice import (
+    Benchmark,
+    Choice,
+    FoundRow,
+    Reply,
+    macro_by,
+    share,
+    share_if_any,
+)
 from scaleearth_pl.evaluation.benchmarks.letters import OMNIEARTH_AUTHORS, OMNIEARTH_VLMEVALKIT, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import image_size
 from scaleearth_pl.evaluation.benchmarks.rows import image_bytes, options_of, read_rows, stated_options
@@ -55,13 +66,20 @@ _NO_GSD = {
 }
 _NO_GSD_WORDS = {
     "seism": "seismic records",
+    "earthquake monitoring": "seismic records",
     "earthquake magnitude": "seismic records",
+    "geophysics imaging": "seismic records",
     "bird": "range maps",
     "species range": "range maps",
     "habitat range": "range maps",
     "typhoon": "weather maps",
     "era5": "reanalysis fields",
     "reanalysis": "reanalysis fields",
+    "enso identification": "fields on a grid of degrees",
+    "enso forecast": "fields on a grid of degrees",
+    "iod identification": "fields on a grid of degrees",
+    "iod forecast": "fields on a grid of degrees",
+    "sea ice forecast": "fields on a grid of degrees",
     "sea surface": "fields on a grid of degrees",
     "ocean current": "fields on a grid of degrees",
     "wave height": "fields on a grid of degrees",
@@ -107,18 +125,35 @@ def gsd_undefined(task: Sequence[str], dataset: str = "") -> str | None:
     return next((why for word, why in _NO_GSD_WORDS.items() if word in words), None)
 
 
-def score(replies: Sequence[Reply], *, vlmevalkit_compat: bool = False) -> dict[str, Any]:
-    """Choices by extractor and harness, grounding by box overlap, and both apart where the GSD is undefined."""
+def score(
+    replies: Sequence[Reply], *, vlmevalkit_compat: bool = False, n_questions: int | None = None
+) -> dict[str, Any]:
+    """Choices by extractor and harness, those asked for their chain of thought apart, grounding by box overlap.
+
+    Args:
+        replies: to any questions of the benchmark.
+        vlmevalkit_compat: see the module's text.
+        n_questions: of the files, which tells the version; None takes the number of replies.
+
+    Raises:
+        ConfigError: no reply.
+    """
     if not replies:
         raise ConfigError("no reply to score", field="replies", value=0)
-    choices = [r for r in replies if r.choice.kind != "grounding"]
     boxes = [r for r in replies if r.choice.kind == "grounding"]
-    document: dict[str, Any] = {
-        "version": VERSIONS.get(len(replies), f"unknown ({len(replies)} questions)"),
-        "choices": {name: _score(choices, name, vlmevalkit_compat) for name in EXTRACTORS} if choices else {},
+    steps = [r for r in replies if r.choice.kind == "steps"]
+    choices = [r for r in replies if r.choice.kind not in ("grounding", "steps")]
+    n_questions = n_questions or len(replies)
+
+    def by_extractor(some: Sequence[Reply]) -> dict[str, Any]:
+        return {name: _score(some, name, vlmevalkit_compat) for name in EXTRACTORS} if some else {}
+
+    return {
+        "version": VERSIONS.get(n_questions, f"unknown ({n_questions} questions)"),
+        "choices": by_extractor(choices),
+        "chain_of_thought": by_extractor(steps),
         "grounding": grounding_scores(boxes) if boxes else {},
     }
-    return document
 
 
 def is_right(choice: Choice, text: str) -> bool:
@@ -161,8 +196,8 @@ def _score(replies: Sequence[Reply], extractor: str, compat: bool) -> dict[str, 
         "unreadable_answers": _out_of_reach(replies, extractor),
         "gsd_undefined": {
             "n": sum(undefined),
-            "micro": share([h for h, u in zip(hits, undefined, strict=True) if u]),
-            "micro_elsewhere": share([h for h, u in zip(hits, undefined, strict=True) if not u]),
+            "micro": share_if_any([h for h, u in zip(hits, undefined, strict=True) if u]),
+            "micro_elsewhere": share_if_any([h for h, u in zip(hits, undefined, strict=True) if not u]),
         },
     }
 
@@ -195,6 +230,8 @@ def _read(files: Sequence[Path], images: bool) -> Iterator[FoundRow]:
                 value=_first(row, "kind"),
                 remedy=str([*KINDS]),
             )
+        if row.get("key_annotation_steps") is not None:
+            kind = "steps"
         task = tuple(str(_first(row, level)) for level in ("L1", "L2", "L3", "L4"))
         size = _size(row, file) if kind == "grounding" else None
         choice = Choice(
@@ -246,7 +283,7 @@ OMNIEARTH = Benchmark(
     harness="authors, VLMEvalKit",
     split="all",
     read=_read,
-    score=lambda replies, compat: score(replies, vlmevalkit_compat=compat),
+    score=lambda replies, compat, n_questions: score(replies, vlmevalkit_compat=compat, n_questions=n_questions),
     is_right=is_right,
     task_name=lambda choice: " / ".join(choice.task),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share
+from scaleearth_pl.evaluation.benchmarks.choice import Benchmark, Choice, FoundRow, Reply, macro_by, share, share_if_any
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, right, strict
 from scaleearth_pl.evaluation.benchmarks.rows import options_of, read_rows
 
@@ -87,8 +87,8 @@ def _score(replies: Sequence[Reply], extractor: str) -> dict[str, Any]:
             "present": macro_by(zip(category, hits, strict=True))[1],
         },
         "by_subtask": by_subtask,
-        "perception": share([hit for hit, name in zip(hits, category, strict=True) if name not in REASONING]),
-        "reasoning": share([hit for hit, name in zip(hits, category, strict=True) if name in REASONING]),
+        "perception": share_if_any([hit for hit, name in zip(hits, category, strict=True) if name not in REASONING]),
+        "reasoning": share_if_any([hit for hit, name in zip(hits, category, strict=True) if name in REASONING]),
         "absent_subtasks": [name for name in SUBTASKS if name not in by_subtask],
         "nothing_extracted": sum(not _letters(reply, extractor) for reply in replies),
     }
@@ -130,7 +130,7 @@ XLRS = Benchmark(
     harness="lmms-eval, VLMEvalKit",
     split="train (lite)",
     read=_read,
-    score=lambda replies, _compat: score(replies),
+    score=lambda replies, _compat, _n_questions: score(replies),
     is_right=lambda choice, text: right(LMMS_EVAL(text), choice.answer),
     task_name=lambda choice: choice.task[0],
 )

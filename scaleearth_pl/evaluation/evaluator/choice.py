@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.benchmarks.choice import MAX_NEW_TOKENS, Benchmark, Choice, Reply
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.row import result_row
@@ -38,9 +39,16 @@ def evaluate_choice(
         vlmevalkit_compat: reproduce VLMEvalKit's Overall macro of OmniEarth-Bench.
 
     Raises:
-        ConfigError: another evaluation in the folder, or a file that is not of this benchmark.
+        ConfigError: another evaluation in the folder, a file that is not of this benchmark, or nobody to say the scale.
         GsdError: policy "metadata".
     """
+    if view.policy in ("predicted", "fused") and not subject.has_sse_u:
+        raise ConfigError(
+            f"images of {benchmark.title} have no GSD, and {subject.name} has no SSE-U to read one",
+            field="policy",
+            value=view.policy,
+            remedy="--policy spoof --spoof-gsd-m 1: plain LoRA and stage 1 do not look at it",
+        )
     decoding = decoding or Decoding(max_new_tokens=MAX_NEW_TOKENS)
     choices = benchmark.choices()
     folder = out / subject.folder / benchmark.name / f"{view.name}-{benchmark.pixels.name}"
@@ -55,9 +63,10 @@ def evaluate_choice(
             "questions": len(choices),
             "content": content_hash(choices),
             "pixels": benchmark.pixels.name,
-            "vlmevalkit_compat": vlmevalkit_compat,
+            "vlmevalkit_compat": vlmevalkit_compat and benchmark.name == "omniearth",
         },
         n_images=len(choices),
+        unreadable=benchmark.bad,
         decoding=decoding,
         describe=lambda answers: result_row(
             subject=subject,
@@ -91,4 +100,4 @@ def harness_scores(
 ) -> dict[str, Any]:
     """The benchmark's own scores of what was answered."""
     replies = [Reply(choice=choices[row.qa_id], text=row.prediction or "") for row in answers.predictions]
-    return benchmark.score(replies, vlmevalkit_compat)
+    return benchmark.score(replies, vlmevalkit_compat, len(choices))

@@ -24,7 +24,7 @@ from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
-from scaleearth_pl.evaluation.evaluator.row import matcher_table, result_row, results_table
+from scaleearth_pl.evaluation.evaluator.row import harness_table, matcher_table, result_row, results_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding, finished_row, run_view
 from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.model.backbone import silence_loading
@@ -59,6 +59,7 @@ def evaluate_corpus(
     decoding = decoding or Decoding()
     if not allow_leaks:
         corpus.refuse_leaks(*trained_on)
+    leaked = len(corpus.leaked(*trained_on))
     benchmark = corpus.index.corpus
     sources = sorted(corpus.sources or ())
     folder = out / subject.folder / "-".join([benchmark, corpus.split, *sources]) / view.name
@@ -74,8 +75,10 @@ def evaluate_corpus(
             "rows": len(corpus.rows),
             "sources": sources,
             "types": sorted(corpus.types or ()),
+            **({"leaked_images": leaked} if leaked else {}),
         },
         n_images=len(corpus.rows),
+        unreadable=corpus.bad,
         decoding=decoding,
         describe=lambda answers: result_row(
             subject=subject,
@@ -87,7 +90,7 @@ def evaluate_corpus(
             counts={
                 "planned_images": len(corpus.rows),
                 "unreadable_images": len(corpus.bad),
-                "leaked_images": len(corpus.leaked(*trained_on)),
+                "leaked_images": leaked,
             },
         ),
         boundaries=corpus.index.boundaries,
@@ -121,11 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence_loading()
     rows = _evaluate_all(args)
     console().print(results_table(rows))
-    by_matcher = matcher_table(rows)
-    if by_matcher is not None:
-        console().print(by_matcher)
-    earlier = sorted({row["commit"] for row in rows} - {commit := current_commit()})
-    if earlier:
+    for more in (matcher_table(rows), harness_table(rows)):
+        if more is not None:
+            console().print(more)
+    if unreadable := sum(len(row.get("unreadable", ())) for row in rows):
+        console().print(f"{unreadable} could not be read and are in no number: reasons in each {ROW}")
+    answered = {commit for row in rows for commit in row.get("answered_at", [row["commit"]])}
+    if earlier := sorted(answered - {commit := current_commit()}):
         console().print(f"read, not repeated: evaluated at {', '.join(earlier)} (this is {commit}); remove to repeat")
     console().print(f"rows: {args.out / ROWS}; answers: {args.out}/<subject>/<benchmark>/<view>/{PREDICTIONS}")
     return 0
@@ -165,7 +170,8 @@ def _on_corpus(subject: Subject, args: argparse.Namespace) -> Iterable[dict[str,
 
 def _on_files(subject: Subject, name: str, files: Sequence[Path], args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     pixels = PixelPolicy(kind=args.pixels, max_pixels=args.max_pixels, max_tiles=args.max_tiles)
-    for view in views_of([p if p != "metadata" else "predicted" for p in args.policy], args.spoof_gsd_m):
+    policies = dict.fromkeys(name if name != "metadata" else "predicted" for name in args.policy)
+    for view in views_of(policies, args.spoof_gsd_m):
         benchmark = open_benchmark(name, files, pixels=pixels)
         yield evaluate_choice(
             subject,

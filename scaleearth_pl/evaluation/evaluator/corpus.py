@@ -58,15 +58,22 @@ class CorpusSplit:
             IndexSchemaError: no index, or no such split.
             ConfigError: nothing is left.
         """
+        if limit_images is not None and limit_images < 1:
+            raise ConfigError("must be at least 1", field="limit_images", value=limit_images)
         index = ShardIndex.load(Path(root))
-        rows = index.rows((split,))
+        rows = every = index.rows((split,))
         if sources is not None:
             rows = rows[np.array([index.text["source"][row] in sources for row in rows.tolist()], bool)]
         if limit_images is not None and limit_images < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit_images).round().astype(int)]
         if not len(rows):
+            there = ", ".join(sorted({index.text["source"][row] for row in every.tolist()}))
             raise ConfigError(
-                "no image of these sources", file=index.root, field="sources", value=list(sources or ()), remedy=split
+                f"no image of these sources in split {split!r}",
+                file=index.root,
+                field="sources",
+                value=list(sources or ()),
+                remedy=f"its sources are {there}" if there else "name another split",
             )
         return cls(index=index, split=split, rows=rows, sources=sources, types=types)
 

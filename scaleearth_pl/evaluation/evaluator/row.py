@@ -137,6 +137,27 @@ def matcher_table(rows: Sequence[Mapping[str, Any]]) -> RichTable | None:
     return table if table.row_count else None
 
 
+def harness_table(rows: Sequence[Mapping[str, Any]]) -> RichTable | None:
+    """XLRS and OmniEarth as their harnesses score them, an extractor a line; None where no row has such scores."""
+    table = RichTable(title="scores of the harnesses, %", caption="exact match above asks for the very text instead")
+    for name in ("subject", "view", "benchmark", "of", "extractor"):
+        table.add_column(name)
+    for name in ("n", "micro", "macro"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        scores = row.get("harness_scores") or {}
+        start = (row["subject"], row["configuration"]["view"], row["benchmark"])
+        choices = scores.get("choices", {} if "version" in scores else scores)
+        for extractor, score in choices.items():
+            macros = score.get("macro") or {"tasks": score["overall_macro"]}
+            macro = ", ".join(f"{name} {percent(value)}" for name, value in macros.items())
+            table.add_row(*start, "choices", extractor, str(score["n"]), percent(score["micro"]), macro)
+        if boxes := scores.get("grounding"):
+            overlap = f"mean IoU {percent(boxes['iou'])}"
+            table.add_row(*start, "boxes", "IoU at least 0.5", str(boxes["n"]), percent(boxes["acc@0.5"]), overlap)
+    return table if table.row_count else None
+
+
 def hardware(subject: Subject) -> str:
     """Device and, on a host, its cores and threads."""
     device = subject.device

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import write_json
@@ -29,6 +30,8 @@ from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import write_rows
 
 PLAN, PART = "plan.json", "part.jsonl"
+MAX_BAD_SHARE = 0.01
+"""Of the images or questions of an evaluation."""
 
 Stream = Callable[[frozenset[str]], Iterable[Asked]]
 """Gives the images of a benchmark, but for those whose ids are finished already."""
@@ -54,11 +57,12 @@ class Decoding:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Everything that was answered, by image, and the seconds it took (resumed parts included)."""
+    """Everything that was answered, by image, the seconds it took and the commits that did it (resumed parts included)."""
 
     predictions: list[Prediction] = field(default_factory=list)
     sse_u: list[SseuReading] = field(default_factory=list)
     seconds: float = 0.0
+    commits: set[str] = field(default_factory=set)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Takes one line of part.jsonl in."""
@@ -66,6 +70,7 @@ class Answers:
         if line["sse_u"] is not None:
             self.sse_u.append(SseuReading(**line["sse_u"]))
         self.seconds += line["seconds"]
+        self.commits.add(line.get("commit", "unknown"))
 
 
 def run_view(
@@ -76,6 +81,7 @@ def run_view(
     view: View,
     plan: Mapping[str, Any],
     n_images: int,
+    unreadable: Mapping[str, str],
     decoding: Decoding,
     describe: Callable[[Answers], dict[str, Any]],
     boundaries: TierBoundaries | None = None,
@@ -88,25 +94,27 @@ def run_view(
         stream: the images.
         view: what it is told of the GSD.
         plan: what identifies this evaluation besides view and decoding; compared on resuming.
-        n_images: of the whole stream, for the progress bar.
+        n_images: of the whole stream.
+        unreadable: filled while the stream is read: what of it could not be, and why. They go into the row.
         decoding: see `Decoding`.
         describe: the row of all answers.
         boundaries: tiers in which accuracies are reported.
 
     Raises:
-        ConfigError: the folder holds another evaluation, or the stream was empty.
+        ConfigError: the folder holds another evaluation, the stream was empty, or too much of it was unreadable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _check_plan(folder, {**plan, **decoding.plan(view)})
     if (row := finished_row(folder)) is not None:
         return row
     answers = _answered(folder / PART, subject, stream, view, n_images, decoding, boundaries)
+    _check_readable(unreadable, n_images)
     if not answers.predictions:
         raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
     write_rows(folder / PREDICTIONS, answers.predictions)
     if answers.sse_u:
         write_rows(folder / SSE_U, answers.sse_u)
-    row = describe(answers)
+    row = {**describe(answers), "unreadable": dict(unreadable), "answered_at": sorted(answers.commits)}
     write_json(folder / ROW, row)  # marks the evaluation as done
     (folder / PART).unlink(missing_ok=True)
     return row
@@ -118,10 +126,22 @@ def finished_row(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(file.read_text())) if file.is_file() else None
 
 
+def _check_readable(unreadable: Mapping[str, str], n_images: int) -> None:
+    """`ConfigError` past the share at which training would stop as well: a score over what is left is another benchmark's."""
+    if len(unreadable) > MAX_BAD_SHARE * n_images:
+        where, why = next(iter(unreadable.items()))
+        raise ConfigError(
+            f"{len(unreadable)} of {n_images} could not be read, more than {MAX_BAD_SHARE:.0%}",
+            field=where,
+            value=why,
+            remedy="mend them and run again: what was answered is kept",
+        )
+
+
 def _check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Marks an empty folder as this evaluation's; `ConfigError` names what another one's differs in."""
+    """Marks a folder without answers as this evaluation's; `ConfigError` names what another one's differs in."""
     file = folder / PLAN
-    if not file.is_file():
+    if not file.is_file() or not any((folder / name).is_file() for name in (ROW, PART)):
         write_json(file, plan)
         return
     found = json.loads(file.read_text())
@@ -147,6 +167,7 @@ def _answered(
 ) -> Answers:
     """All answers, those that a cut-off run has left in `part` included; each group is written there as it is done."""
     answers, done = _finished(part)
+    commit = current_commit()
     with progress(f"{subject.name} · {view.name}", n_images, done=len(done)) as advance:
         for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
             start = time.perf_counter()
@@ -159,7 +180,7 @@ def _answered(
                 max_new_tokens=decoding.max_new_tokens,
             )
             seconds = time.perf_counter() - start
-            lines = list(_lines(said, seconds / len(group)))
+            lines = list(_lines(said, seconds / len(group), commit))
             _append(part, lines)
             for line in lines:
                 answers.add(line)
@@ -193,8 +214,8 @@ def _append(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         stream.write(text)
 
 
-def _lines(said: GroupAnswers, seconds: float) -> Iterator[dict[str, Any]]:
-    """One line an image: the rows of its answers and SSE-U's reading of it."""
+def _lines(said: GroupAnswers, seconds: float, commit: str) -> Iterator[dict[str, Any]]:
+    """One line an image: the rows of its answers, SSE-U's reading of it, and which code did it."""
     trees, branches = said.batch.trees, said.batch.branches
     texts: tuple[str | None, ...] = said.texts[0] if said.texts else (None,) * len(branches)
     answers: list[list[dict[str, Any]]] = [[] for _ in trees]
@@ -203,4 +224,4 @@ def _lines(said: GroupAnswers, seconds: float) -> Iterator[dict[str, Any]]:
         answers[branch.tree].append(asdict(row))
     readings: Sequence[dict[str, Any] | None] = [asdict(r) for r in said.readings] or [None] * len(trees)
     for tree, rows, reading in zip(trees, answers, readings, strict=True):
-        yield {"image_id": tree.image_id, "answers": rows, "sse_u": reading, "seconds": seconds}
+        yield {"image_id": tree.image_id, "answers": rows, "sse_u": reading, "seconds": seconds, "commit": commit}

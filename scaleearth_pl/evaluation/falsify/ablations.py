@@ -20,7 +20,8 @@ from scaleearth_pl.evaluation.falsify.runs import Setting, train_missing
 from scaleearth_pl.evaluation.falsify.takeover import corpus_hash
 from scaleearth_pl.evaluation.predictions import read_run
 
-PLAN, OUT, TABLES = Path("experiments/falsify/ablations.yaml"), Path("docs/ablations"), Path("reports/ablations/tables")
+PLAN, OUT = Path("experiments/falsify/ablations.yaml"), Path("reports/ablations")
+TABLES = OUT / "tables"
 FAST_LIMIT = 40
 """Test images of a smoke test."""
 

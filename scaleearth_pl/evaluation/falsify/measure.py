@@ -29,7 +29,7 @@ import torch
 from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.files import write_text
 from scaleearth_pl.core.gsd import log10_gsd
-from scaleearth_pl.core.processes import process_pool
+from scaleearth_pl.core.processes import children_keep_memory, process_pool
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import Asked
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
@@ -48,6 +48,8 @@ NOISE_DECADES = (0.0, 0.25, 0.5, 1.0)
 SHIFTS_DECADES = tuple(k / 4 for k in range(-8, 9))
 SPOOFED = (OURS, "gsd_text", "bucketed", "plain_lora")
 """Variants of Figure 10. Plain LoRA is not told a GSD: one view is its whole curve."""
+LONGEST_FIRST: tuple[What, ...] = ("shifts", "policies", "told", "spoof", "probes")
+"""3 to 4 minutes each at tiny size, 2.5 to 3, 1.5 and 0.3: a long one that begins last would end alone."""
 OF_THE_GROUP = ("spoof", "shifts")
 """What asks the questions of the plan's group only."""
 
@@ -102,8 +104,9 @@ def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], 
 def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int], Path]:
     """Runs all tasks, `workers` processes at a time; returns the file of each (what, variant, seed)."""
     files: dict[tuple[str, str, int], Path] = {}
-    with progress("other scales", len(jobs)) as advance, process_pool(workers) as pool:
-        waiting = {pool.submit(measure, job): job for job in jobs}
+    with progress("other scales", len(jobs)) as advance, children_keep_memory(), process_pool(workers) as pool:
+        longest_first = sorted(jobs, key=lambda job: LONGEST_FIRST.index(job.what))
+        waiting = {pool.submit(measure, job): job for job in longest_first}
         for done in as_completed(waiting):
             job = waiting[done]
             files[job.what, job.variant, job.seed] = done.result()

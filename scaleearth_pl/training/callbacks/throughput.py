@@ -40,7 +40,8 @@ class Throughput(Callback):
         throughput/padding_share: padding over all tokens computed.
 
     Attributes:
-        qas_per_second: questions of all ranks over the training time of the run so far, for `run.json`.
+        qas_per_second: questions of all ranks over the training time of the run so far; `run.json` has its own, over
+            wall time, validation included.
 
     Args:
         every_n_steps: steps of a window; costs one collective and one synchronisation.
