@@ -71,7 +71,8 @@ def encode_images(model: Any, pixel_values_PD: Float[Tensor, "P D"], grid_I3: In
 
     Where the images begin is told as a host tensor, one copy: without a flash implementation each block of the tower
     makes a list of it, three times, and would wait for the device each time. Where all images have as many patches the
-    tower is told of one sequence, and `_attend_images` cuts it: 11 images of 64 patches, 3 % of a tiny step.
+    tower is told of one sequence, and `_attend_images` cuts it: 11 images of 64 patches, 3 % of a tiny step on two
+    threads, 1 % on one.
 
     Args:
         model: a `Qwen3VLForConditionalGeneration`.

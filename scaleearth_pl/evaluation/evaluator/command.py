@@ -57,9 +57,9 @@ def evaluate_corpus(
         ConfigError: leaked images, another evaluation in the folder, or a policy that the subject cannot serve.
     """
     decoding = decoding or Decoding()
+    leaked = corpus.leaked(*trained_on)
     if not allow_leaks:
-        corpus.refuse_leaks(*trained_on)
-    leaked = len(corpus.leaked(*trained_on))
+        corpus.refuse_leaks(leaked)
     benchmark = corpus.index.corpus
     sources = sorted(corpus.sources or ())
     folder = out / subject.folder / "-".join([benchmark, corpus.split, *sources]) / view.name
@@ -75,7 +75,7 @@ def evaluate_corpus(
             "rows": len(corpus.rows),
             "sources": sources,
             "types": sorted(corpus.types or ()),
-            **({"leaked_images": leaked} if leaked else {}),
+            **({"leaked_images": len(leaked)} if leaked else {}),
         },
         n_images=len(corpus.rows),
         unreadable=corpus.bad,
@@ -90,7 +90,7 @@ def evaluate_corpus(
             counts={
                 "planned_images": len(corpus.rows),
                 "unreadable_images": len(corpus.bad),
-                "leaked_images": leaked,
+                "leaked_images": len(leaked),
             },
         ),
         boundaries=corpus.index.boundaries,

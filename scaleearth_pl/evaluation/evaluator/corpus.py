@@ -86,9 +86,8 @@ class CorpusSplit:
         ours = zip(self.rows.tolist(), _fingerprints(self.index, self.rows), strict=True)
         return [self.index.text["image_id"][row] for row, prints in ours if not seen.isdisjoint(prints)]
 
-    def refuse_leaks(self, *trained_on: "ShardIndex") -> None:
-        """`ConfigError` names the first leaked image."""
-        leaked = self.leaked(*trained_on)
+    def refuse_leaks(self, leaked: Sequence[str]) -> None:
+        """`ConfigError` names the first of what `leaked` returned, if there is any."""
         if leaked:
             raise ConfigError(
                 f"{len(leaked)} of {len(self.rows)} evaluated images were trained on",

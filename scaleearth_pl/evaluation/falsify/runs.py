@@ -93,11 +93,12 @@ def say_what_is_kept(folders: Sequence[Path]) -> None:
     now, records = current_commit(), [json.loads((folder / "latest" / RUN).read_text()) for folder in folders]
     others = sorted({str(record.get("commit")) for record in records} - {now})
     if others:
-        text = (
+        console(stderr=True).print(
             f"{len(folders)} finished runs are kept, some trained at {', '.join(others)} (this is {now}). Where that "
+            "changes what is trained, name another folder with --runs",
+            soft_wrap=True,
+            markup=False,
         )
-        remedy = "changes what is trained, name another folder with --runs"
-        console(stderr=True).print(text + remedy, soft_wrap=True, markup=False)
 
 
 def _folders(plan: Plan, setting: Setting, seed: int) -> list[Path]:
