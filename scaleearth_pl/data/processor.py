@@ -48,6 +48,11 @@ MEAN, STD, FRAMES = 0.5, 0.5, 2
 _NORMALISED = (((np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)) - np.float32(MEAN)) / np.float32(STD)
 
 
+def with_options(question: str, options: Sequence[str] | None) -> str:
+    """The question as it is asked: with its options on a line of their own."""
+    return f"{question}\nOptions: {' | '.join(options)}" if options else question
+
+
 def gsd_prompt(gsd_m: float | None, style: GsdText) -> str:
     """Text of baseline B3 after the image; three significant digits, a rounding of at most half a per cent.
 
@@ -210,8 +215,7 @@ class Processor:
         ids: list[int] = []
         for asked, answered in turns or ():
             ids += [*self._ask(asked), *self._text.encode(answered), *self._turn, *self._text.encode("user\n")]
-        listed = f"\nOptions: {' | '.join(options)}" if options else ""
-        return (*ids, *self._ask(question + listed))
+        return (*ids, *self._ask(with_options(question, options)))
 
     def branch(self, question: Question) -> BranchTokens:
         """Ids of a question and its answer."""

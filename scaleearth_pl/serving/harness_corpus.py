@@ -7,8 +7,9 @@ that the harness scores the very questions that `scaleearth evaluate` scores, to
 
     {"image": "images/0000.png", "question": "...", "answer": "...", "type": "...", "gsd_m": 10.0, "gsd_sigma_log10": 0.05}
 
-GSD (metres per pixel of the file) and sigma (decades, the sample's own or its provenance's) are null where unknown.
-Images are written as they lie in the shard. The task files in `harness_tasks/` read this folder.
+A question with options lists them, as it does in training. GSD (metres per pixel of the file) and sigma (decades, the
+sample's own or its provenance's) are null where unknown. Images are written as they lie in the shard. The task files in
+`harness_tasks/` read this folder.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from typing import Any
 
 from scaleearth_pl.core.console import command
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.sample import Sample
+from scaleearth_pl.core.sample import Question, Sample
+from scaleearth_pl.data.processor import with_options
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 
 SIGMA_FIELD = "gsd_sigma_log10"
@@ -37,7 +39,7 @@ def export_corpus(root: Path, out: Path, *, split: str = "test", source: str | N
         source: only samples of this source, where a corpus mixes several.
 
     Raises:
-        ConfigError: nothing there to write.
+        ConfigError: nothing there to write, or a question that follows others in a dialogue, which no row can hold.
     """
     index = ShardIndex.load(root)
     reader = ShardReader(index)
@@ -65,8 +67,16 @@ def _rows(sample: Sample, image: str) -> list[dict[str, Any]]:
     """One row for each question."""
     scale = {"gsd_m": sample.gsd_m_native, SIGMA_FIELD: sample.sigma_log10}
     return [
-        {"image": image, "question": qa.question, "answer": qa.answer, "type": qa.type, **scale} for qa in sample.qas
+        {"image": image, "question": row_text(qa), "answer": qa.answer, "type": qa.type, **scale} for qa in sample.qas
     ]
+
+
+def row_text(qa: Question) -> str:
+    """What a harness asks; `ConfigError` for a question that follows others."""
+    if qa.turns:
+        remedy = "take another source with --source; `scaleearth evaluate` asks dialogues"
+        raise ConfigError("follows other questions of a dialogue", field="turns", value=qa.id, remedy=remedy)
+    return with_options(qa.question, qa.options)
 
 
 @command

@@ -158,22 +158,34 @@ def test_a_table_of_strange_answers_believes_in_tabs_and_counts_what_quotes_encl
 
 def test_counts_of_a_table_with_a_gap_are_whole_on_both_sides(tmp_path):
     """pandas writes 12.0 for 12 where a column has a gap; in JSON the text "12.0" is what the model wrote."""
-    rows = [
-        ("How many roads are there?", gt, pred, "count") for gt, pred in [("12.0", "12.0"), ("3.0", "5.0"), ("", "1.0")]
-    ]
+    told = [("12.0", "12.0"), ("3.0", "5.0"), ("", "1.0"), ("7", "7.0"), ("2", "a few")]
+    rows = [("How many roads are there?", *pair, "count") for pair in told]
     path = tmp_path / "p.csv"
-    path.write_text(table_of([*rows, ("How many roads are there?", "7", "7.0", "count")], ","))
+    path.write_text(table_of(rows, ","))
     table = read_table(path)
-    assert [(row.target, row.prediction) for row in table.rows] == [("12", "12"), ("3", "5"), ("7", "7.0")]
+    found = [(row.target, row.prediction) for row in table.rows]
+    assert found == [("12", "12"), ("3", "5"), ("7", "7.0"), ("2", "a few")]
     assert report(table, [])["counts"]["notes"]["prediction_respelled"] == 2
     scores = {name: score_table(table, rule, dataset="hr") for name, rule in MATCHERS.items() if not rule.skips}
     assert {name: score.oa for name, score in scores.items() if name != "internvl"} == pytest.approx(
-        {"official_binned": 1 / 3, "exact": 1 / 3}
+        {"official_binned": 1 / 4, "exact": 1 / 4}
     )
-    assert scores["internvl"].oa == pytest.approx(2 / 3)
+    assert scores["internvl"].oa == pytest.approx(2 / 4)
     path.write_text(json.dumps([{"gt": "12.0", "pred": "12.0", "type": "count"}]))
     table = read_table(path)
     assert table.rows[0].prediction == "12.0" and score_table(table, MATCHERS["exact"]).oa == 0
+
+
+def test_a_column_of_numbers_with_a_gap_on_the_side_of_the_predictions_alone(tmp_path):
+    """No row of it says so; that every prediction is such a number does."""
+    told = [("12", "12.0"), ("3", ""), ("7", "7.0")]
+    path = tmp_path / "p.csv"
+    path.write_text(table_of([("How many roads are there?", *pair, "count") for pair in told], ","))
+    table = read_table(path)
+    assert [(row.target, row.prediction) for row in table.rows] == [("12", "12"), ("3", ""), ("7", "7")]
+    assert report(table, [])["counts"]["notes"]["prediction_respelled"] == 2
+    path.write_text(json.dumps([{"gt": gt, "pred": pred, "type": "count"} for gt, pred in told]))
+    assert [row.prediction for row in read_table(path).rows] == ["12.0", "", "7.0"]
 
 
 def test_a_line_ends_at_a_line_feed_only(tmp_path):

@@ -84,12 +84,21 @@ def test_a_pair_outside_class_folders_needs_its_answer(tmp_path: Path) -> None:
 
 def test_patternnet_heeds_a_folders_split(tmp_path: Path) -> None:
     put_images(tmp_path / "images", "train/airplane/1.png", "test/airplane/2.png", "airplane/3.png")
-    found, rejected = entries("patternnet", tmp_path, splits=EVERY)
+    found, rejected = entries("patternnet", tmp_path, splits=["train", "test"])
     assert {f.image_id: f.split for f in found} == {
         "patternnet-airplane-1": "train", "patternnet-airplane-2": "test", "patternnet-airplane-3": "train",
     }  # fmt: skip
     assert not rejected
     assert len(entries("patternnet", tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize(("kind", "folder"), [("patternnet", "PatternNet"), ("mtsccd", "MtSCCD")])
+def test_a_split_without_an_image_is_an_error_and_not_an_empty_corpus(tmp_path: Path, kind: str, folder: str) -> None:
+    put_images(tmp_path / folder, *(f"bridge/{number}.png" for number in range(20)))
+    with pytest.raises(ConfigError, match=r"no image lies in this split .*value \['val'\].*shares"):
+        entries(kind, tmp_path, splits=["train", "val"])
+    found, _ = entries(kind, tmp_path, splits=["train", "val"], shares={"val": 0.3})
+    assert {f.split for f in found} == {"train", "val"}
 
 
 @pytest.mark.parametrize(

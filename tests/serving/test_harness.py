@@ -16,11 +16,13 @@ from serving_fakes import picture
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import TierBoundaries
+from scaleearth_pl.core.sample import Question
 from scaleearth_pl.data.collate import encode_tree
+from scaleearth_pl.data.processor import with_options
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.serving import harness_tasks
 from scaleearth_pl.serving.harness import HarnessRequest, answer_requests, manifest, one_image
-from scaleearth_pl.serving.harness_corpus import export_corpus
+from scaleearth_pl.serving.harness_corpus import export_corpus, row_text
 from scaleearth_pl.serving.query import Query
 
 HARNESS = Path(harness_tasks.__file__).parent
@@ -131,7 +133,8 @@ def test_the_harness_asks_what_evaluate_asks(fake_lmms_eval, fake_corpus, fake_r
     model.task_dict = {"task": {"test": documents}}
     model.generate_until([request(i, text=document["question"]) for i, document in enumerate(documents)])
     theirs = [tree for tree in evaluated(fake_corpus, model._assistant.processor) if tree.info.gsd_m]
-    assert [[p.text for p in q.questions] for q in asked] == [[q.question for q in tree.asked] for tree in theirs]
+    assert any(question.options for tree in theirs for question in tree.asked)
+    assert [[b.prompt for b in p.tree.branches] for p in asked] == [[b.prompt for b in t.branches] for t in theirs]
     assert [p.tree.prefix for p in asked] == [tree.prefix for tree in theirs]
     assert [p.tree.info.gsd_m for p in asked] == pytest.approx([tree.info.gsd_m for tree in theirs])
     assert [p.tree.sigma_log10 for p in asked] == [tree.sigma_log10 for tree in theirs]
@@ -194,6 +197,15 @@ def test_a_corpus_becomes_a_task(fake_corpus, tmp_path):
         assert (row["gsd_m"] is None) == (row["gsd_sigma_log10"] is None)
     with pytest.raises(ConfigError, match="no such samples"):
         export_corpus(fake_corpus, tmp_path, split="test", source="nothing")
+
+
+def test_a_row_lists_the_options_and_no_row_holds_a_dialogue():
+    qa = {"id": "q", "type": "scene", "family": "identification", "question": "Which?", "answer": "sea"}
+    options = ("sea", "town")
+    assert row_text(Question(**qa, options=options)) == "Which?\nOptions: sea | town" == with_options("Which?", options)
+    assert row_text(Question(**qa)) == "Which?"
+    with pytest.raises(ConfigError, match=r"dialogue.*'q'.*--source"):
+        row_text(Question(**qa, turns=(("Is it wet?", "yes"),)))
 
 
 @pytest.mark.parametrize("file", sorted(HARNESS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -11,11 +11,12 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from scaleearth_pl.core.curves import CALIBRATION_REFERENCE
-from scaleearth_pl.core.figures import BLACK, BLUE, GREY, ORANGE, PURPLE, RANK_TIER_STYLES, SKY, gsd_axis, new_figure
+from scaleearth_pl.core.figures import BLACK, BLUE, ORANGE, PURPLE, RANK_TIER_STYLES, gsd_axis, new_figure
 from scaleearth_pl.evaluation.predictions import RunFolder
 
 Curve = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
-COLOURS = (BLUE, ORANGE, PURPLE, SKY, GREY)
+STYLES = ((BLUE, "-"), (ORANGE, "-"), (PURPLE, "--"))
+"""Colour and dash of the tags of a panel; where the last two coincide, as the learning rates do, both are seen."""
 STAGE1 = {
     "loss (EMA)": ["train/ema/loss_vlm"],
     "gradient norm": ["train/grad_norm/model"],
@@ -26,7 +27,7 @@ STAGE2 = {
     "GSD NLL (EMA), nats per image": ["train/ema/gsd_nll"],
     "calibration ratio": ["train/calibration_ratio"],
     "gradient norm": ["train/grad_norm/adapters", "train/grad_norm/thresholds", "train/grad_norm/sse_u"],
-    "learning rate": ["train/lr/adapters", "train/lr/sse_u"],
+    "learning rate": ["train/lr/adapters", "train/lr/thresholds", "train/lr/sse_u"],
     "lambda_eff": ["train/lambda_eff"],
 }
 LOG_SCALE = ("gradient norm",)
@@ -37,11 +38,11 @@ def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, 
     curves = [scalars(run) for run in runs]
     figure, axes = new_figure(min(3, len(panels)), -(-len(panels) // 3), panel_size=(3.6, 3.0))
     for ax, (title, tags) in zip(axes, panels.items(), strict=True):
-        for tag, colour in zip(tags, COLOURS, strict=False):
+        for tag, (colour, dash) in zip(tags, STYLES, strict=False):
             for i, found in enumerate(curves):
                 if tag in found:
                     label = tag.rpartition("/")[2] if i == 0 and len(tags) > 1 else None
-                    ax.plot(*found[tag], color=colour, linewidth=1, alpha=0.8, label=label)
+                    ax.plot(*found[tag], color=colour, linestyle=dash, linewidth=1, alpha=0.8, label=label)
         ax.set(xlabel="step", title=title, yscale="log" if title in LOG_SCALE else "linear")
         if title == "calibration ratio":
             ax.axhline(CALIBRATION_REFERENCE, color=BLACK, linewidth=1, linestyle=":", label="calibrated: 0.798")

@@ -1,6 +1,6 @@
 """`scaleearth falsify`: trains what is missing, measures, judges, writes `reports/falsify/`.
 
-    scaleearth falsify                 the registered plan, three seeds: 65 minutes on two cores, from nothing
+    scaleearth falsify                 the registered plan, three seeds: an hour on two cores, from nothing
     scaleearth falsify --fast          one seed, forty steps, no verdict: does everything run? (reports/falsify-fast)
 
 Interrupted, it goes on where it stopped: finished runs and tables are files.
@@ -49,9 +49,9 @@ def falsify(plan: Plan, setting: Setting, out: Path, *, fast: bool) -> Evidence:
     plan.require("spoofing", "probes", command="falsify")
     seeds = plan.seeds[:1] if fast else plan.seeds
     folders = train_missing(plan, setting, seeds)
-    shared = {"corpus": setting.corpus, "out": out / "tables", "limit": 40 if fast else None}
-    (out / "tables").mkdir(parents=True, exist_ok=True)
-    files = measure.measure_all(measure.tasks(plan, folders, seeds, **shared), setting.workers)
+    (tables := out / "tables").mkdir(parents=True, exist_ok=True)
+    asked = measure.tasks(plan, folders, seeds, corpus=setting.corpus, out=tables, limit=40 if fast else None)
+    files = measure.measure_all(asked, setting.workers)
     runs = {name: [RunFolder.load(path) for path in paths] for name, paths in folders.items()}
     places = Places(_asked_places(runs, files), n_resamples=plan.n_resamples, at_least=2)
     found = [finding_of(h, plan, runs, files, seeds, places) for h in plan.hypotheses]

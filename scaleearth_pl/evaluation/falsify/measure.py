@@ -77,28 +77,46 @@ def grid(spec: Mapping[str, float]) -> tuple[float, ...]:
     return tuple(float(10**x) for x in np.linspace(low, high, round((high - low) * n) + 1))
 
 
-def tasks(plan: Plan, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int], **shared: Any) -> list[Task]:
-    """Everything that the plan's hypotheses and figures need, and no more: spoofing is most of the work."""
+def tasks(
+    plan: Plan,
+    runs: Mapping[str, Sequence[Path]],
+    seeds: Sequence[int],
+    *,
+    corpus: Path,
+    out: Path,
+    limit: int | None = None,
+) -> list[Task]:
+    """Everything that the plan's hypotheses and figures need, and no more: spoofing is most of the work.
+
+    Args:
+        plan: the hypotheses.
+        runs: of each variant, a run folder a seed.
+        seeds: of the runs.
+        corpus: folder of the corpus.
+        out: folder of the tables.
+        limit: test images that are asked about; None for all.
+    """
     bars = {h.kind: h.bars for h in plan.hypotheses}
-    found = []
-    for i, seed in enumerate(seeds):
-        asked: list[tuple[str, What]] = [(OURS, "policies"), (OURS, "spoof"), (OURS, "probes")]
-        asked += [(name, "shifts") for name in SPOOFED if name in runs and i == 0]
-        for variant, what in asked:
-            found.append(
-                Task(
-                    variant=variant,
-                    seed=seed,
-                    run=runs[variant][i],
-                    what=what,
-                    grid_m=grid(bars["spoofing"]["grid_m"]),
-                    truths_m=tuple(bars["spoofing"]["truths_m"]),
-                    family=plan.group.partition("/")[2],
-                    permutations=int(bars["probes"]["permutations"]),
-                    **shared,
-                )
-            )
-    return found
+    asked: list[tuple[str, int, What]] = [
+        (OURS, i, what) for i in range(len(seeds)) for what in ("policies", "spoof", "probes")
+    ]
+    asked += [(name, 0, "shifts") for name in SPOOFED if name in runs]
+    return [
+        Task(
+            variant=variant,
+            seed=seeds[i],
+            run=runs[variant][i],
+            what=what,
+            corpus=corpus,
+            out=out,
+            grid_m=grid(bars["spoofing"]["grid_m"]),
+            truths_m=tuple(bars["spoofing"]["truths_m"]),
+            family=plan.group.partition("/")[2],
+            permutations=int(bars["probes"]["permutations"]),
+            limit=limit,
+        )
+        for variant, i, what in asked
+    ]
 
 
 def measure_all(jobs: Sequence[Task], workers: int) -> dict[tuple[str, str, int], Path]:

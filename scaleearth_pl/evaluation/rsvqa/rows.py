@@ -1,19 +1,20 @@
 """Anybody's RSVQA predictions file to cases; nothing is lost without being counted.
 
 A row is dropped for one of the reasons in `DROPS`, and every repair is counted in `notes`. What is repaired is the
-*container*, never the answer: a list of one answer is that answer, 12.0 is "12", true is "yes". A table (CSV, TSV) holds texts
-only, so there "12.0" is 12 in the rows whose ground truth is written so, too (pandas does that to a column with a gap); in
-JSON the text "12.0" is a text. The ground truth is spelled as RSVQA spells it (lower case, no outer spaces, whole numbers
-without a point), because two of the repositories compare with it as it stands; but for that, the prediction reaches the
-matcher exactly as the model wrote it. A null prediction stays in: an answer that was not given is wrong, not absent. Rows
-that ask the same question twice all count, and are noted.
+*container*, never the answer: a list of one answer is that answer, 12.0 is "12", true is "yes". A table (CSV, TSV) holds
+texts only, so there "12.0" is 12 in the rows whose ground truth is written so, too, and in all if every prediction of
+the file is (pandas does that to a column of numbers with a gap); in JSON the text "12.0" is a text. The ground truth is
+spelled as RSVQA spells it (lower case, no outer spaces, whole numbers without a point), because two of the repositories
+compare with it as it stands; but for that, the prediction reaches the matcher exactly as the model wrote it. A null
+prediction stays in: an answer that was not given is wrong, not absent. Rows that ask the same question twice all count,
+and are noted.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ class Answered:
 
 @dataclass(kw_only=True)
 class Table:
-    """A file in memory: its rows and its books. `of_cells` where it is CSV or TSV, which know no numbers."""
+    """A file in memory: its rows and its books.
+
+    `of_cells` where it is CSV or TSV, which know no numbers; `of_floats` where its predictions were numbers with a gap.
+    """
 
     path: Path
     columns: Columns
     rows: list[Answered]
     n_read: int
     of_cells: bool = False
+    of_floats: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -80,8 +85,15 @@ def read_table(path: Path, *, chosen: Mapping[str, str] | None = None) -> Table:
     """
     found = read_objects(path, chosen=chosen)
     columns = find_columns([row for row in found.rows if row is not None], file=str(path), chosen=chosen)
-    n_read = len(found.rows) + len(found.ignored)
-    table = Table(path=path, columns=columns, rows=[], n_read=n_read, of_cells=found.of_cells, notes=found.notes)
+    table = Table(
+        path=path,
+        columns=columns,
+        rows=[],
+        n_read=(n_read := len(found.rows) + len(found.ignored)),
+        of_cells=found.of_cells,
+        of_floats=found.of_cells and _all_floats(row.get(columns.prediction) for row in found.rows if row is not None),
+        notes=found.notes,
+    )
     for line, row in enumerate(found.rows, start=1):
         if row is None:
             table.drop("not_json", line, "")
@@ -118,7 +130,7 @@ def _answered(row: Mapping[str, Any], line: int, table: Table) -> Answered | Non
         table.drop("no_type", line, question)
         return None
     predictions = _texts(row.get(columns.prediction), notes, "prediction")
-    if table.of_cells and any(_WHOLE.fullmatch(text.strip()) for text in stated):
+    if table.of_floats or (table.of_cells and any(_WHOLE.fullmatch(text.strip()) for text in stated)):
         predictions = [_whole(text, notes) for text in predictions]
     notes["prediction_null"] += not predictions
     notes["prediction_empty"] += bool(predictions) and not "".join(predictions).strip()
@@ -131,6 +143,12 @@ def _answered(row: Mapping[str, Any], line: int, table: Table) -> Answered | Non
         source=_text(row, columns.source),
         id=_text(row, columns.id),
     )
+
+
+def _all_floats(cells: Iterable[Any]) -> bool:
+    """Whether there are cells that are not empty, and all of them are whole numbers with a point."""
+    filled = [cell for cell in cells if cell is not None and str(cell).strip()]
+    return bool(filled) and all(_WHOLE.fullmatch(str(cell).strip()) for cell in filled)
 
 
 def _as_rsvqa(target: str) -> str:

@@ -62,10 +62,12 @@ class MtSCCD(Source):
         if self.pairs is not None:
             yield from self._pairs(tree, self.pairs)
             return
-        for name in class_images(tree, self.kind, layout=_LAYOUT, not_classes=_NOT_CLASSES):
-            if isinstance(name, Rejected):
-                yield name
-            elif (split := self._told(name) or self.shares.split_of(name)) in self.splits:
+        found = list(class_images(tree, self.kind, layout=_LAYOUT, not_classes=_NOT_CLASSES))
+        yield from (name for name in found if isinstance(name, Rejected))
+        split_of = {name: self._told(name) or self.shares.split_of(name) for name in found if isinstance(name, str)}
+        self.refuse_empty(set(split_of.values()))
+        for name, split in split_of.items():
+            if split in self.splits:
                 yield found_image(tree, name, self._about(name, split))
 
     def _told(self, name: str) -> str | None:

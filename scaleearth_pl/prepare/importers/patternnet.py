@@ -57,10 +57,11 @@ class PatternNet(Source):
         yield from (name for name in found if isinstance(name, Rejected))
         names = [name for name in found if isinstance(name, str)]
         table = _gsd_table(self.gsd_table, {_label(name) for name in names}) if self.gsd_table else {}
-        for name in names:
-            path, label = "/".join(name.split("/")[-2:]), _label(name)
-            split = split_of_path(name) or self.shares.split_of(name.rsplit("/", 1)[-1])
+        split_of = {name: split_of_path(name) or self.shares.split_of(name.rsplit("/", 1)[-1]) for name in names}
+        self.refuse_empty(set(split_of.values()))
+        for name, split in split_of.items():
             if split in self.splits:
+                path, label = "/".join(name.split("/")[-2:]), _label(name)
                 about = ClassImage(source=self.kind, path=path, dataset="PatternNet", split=split, label=label)
                 extra: tuple[Candidate, ...] = (table[label],) if label in table else ()
                 yield found_image(tree, name, about, extra)

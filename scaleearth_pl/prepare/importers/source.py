@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -63,6 +64,20 @@ class Source:
             SampleError: a table breaks off.
         """
         raise NotImplementedError
+
+    def refuse_empty(self, found: Collection[str]) -> None:
+        """Raises `ConfigError` where a split that was asked for is not among those `found`: folders and shares decide.
+
+        Where none was found, every image was refused, and the share of failures is what to report.
+        """
+        if found and (empty := [split for split in self.splits if split not in found]):
+            raise ConfigError(
+                "no image lies in this split",
+                file=self.root,
+                field="splits",
+                value=empty,
+                remedy="name it in a folder above the classes, draw it (`shares: {val: 0.1}`), or leave it out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
