@@ -6,7 +6,7 @@
 #: MODEL=DIR             stage 1 starts from this Hugging Face folder or hub name
 #: INIT_FROM=DIR         stage 2 starts from this folder, instead of from a stage 1 of ours
 #: RESUME=1              goes on from the newest valid checkpoints
-#: FAST=1                forty steps, to check that everything runs; such runs have names of their own
+#: FAST=1                forty steps, to check that everything runs; such runs have names of their own (test: half of it)
 #: SEED=N DEVICES=N NODES=N JOBS=N   seed, GPUs, machines, twins at a time
 #: ARGS="..." ARGS2="..."   options added to the command (make stage2: to both stages); to stage 2 and its twins alone
 SHELL := /bin/bash
@@ -67,8 +67,8 @@ check: setup  ## format, lint, types, layers (no tests)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## the test suite
-	$(BIN)/pytest -n 2
+test: setup  ## the test suite (FAST=1: without its slowest tests, in half the time)
+	$(BIN)/pytest -n 2 $(if $(FAST),-m "not slow") $(ARGS)
 
 shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
 corpus: shards  ## the same, under its other name

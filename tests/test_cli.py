@@ -98,6 +98,7 @@ def test_an_unknown_yaml_key_is_an_error_that_names_it(
     assert any(key in message for key in ("rooot", "hiden", "modle"))
 
 
+@pytest.mark.slow
 def test_a_run_has_a_folder_of_its_own_and_latest_points_to_it(fake_corpus: Path, tmp_path: Path) -> None:
     first = built(tmp_path, fake_corpus, "--experiment", "mine")
     latest = tmp_path / "mine" / "latest"
@@ -146,6 +147,7 @@ def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
         main(["fit"])
 
 
+@pytest.mark.slow
 def test_module_and_script_are_the_same_command(fake_corpus: Path, tmp_path: Path) -> None:
     """A real process: status 2, one line, no traceback."""
     words = arguments("stage2", fake_corpus, tmp_path, "--model.init_args.adapters.rank", "2")

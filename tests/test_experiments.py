@@ -84,6 +84,7 @@ def test_an_overlay_is_short(path: Path) -> None:
         assert n_keys(keys) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_the_command_of_the_header_parses(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -110,6 +111,7 @@ def get(config: Any, key: tuple[str, ...]) -> Any:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", VARIANTS, ids=name_of)
 def test_a_variant_trains_and_is_tested(path: Path, fake_corpus: Path, tmp_path: Path) -> None:
     """Two steps and the test split: what `make compare` does, small."""

@@ -1,5 +1,6 @@
 """What `make` would run: RESUME=1 and FAST=1 compose over both stages; nothing is started."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,11 +30,16 @@ def left(clone: Path, experiment: str, file: str) -> None:
     (clone / "runs" / experiment / "latest").symlink_to("v0")
 
 
+def planned(clone: Path, *words: str) -> list[str]:
+    """All commands, in order, each as one line; they do not inherit the variables of a `make test FAST=1` around them."""
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["make", "-n", *words], cwd=clone, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.replace("\\\n", " ").splitlines()
+
+
 def fits(clone: Path, *words: str) -> list[str]:
-    """The training commands, in order, each as one line."""
-    done = subprocess.run(["make", "-n", *words], cwd=clone, capture_output=True, text=True, check=True)
-    joined = done.stdout.replace("\\\n", " ")
-    return [line for line in joined.splitlines() if "scaleearth fit" in line]
+    """The training commands."""
+    return [line for line in planned(clone, *words) if "scaleearth fit" in line]
 
 
 CHECKPOINT, RESULT = "checkpoints/step=00000500.ckpt", "hf/config.json"
@@ -96,5 +102,9 @@ def test_stage_1_reads_split_stage1_where_the_corpus_has_one(clone: Path) -> Non
 
 def test_archives_of_any_corpus_have_two_names(clone: Path) -> None:
     for word in ("ARCHIVES=/raw", "RSVQA_ROOT=/raw"):
-        done = subprocess.run(["make", "-n", "shards", "CORPUS=rsvqa", word], cwd=clone, capture_output=True, text=True)
-        assert "--set root=/raw" in done.stdout
+        assert any("--set root=/raw" in line for line in planned(clone, "shards", "CORPUS=rsvqa", word))
+
+
+def test_fast_leaves_out_the_slow_tests_and_nothing_else_does(clone: Path) -> None:
+    assert any('-m "not slow"' in line for line in planned(clone, "test", "FAST=1"))
+    assert not any("not slow" in line for line in planned(clone, "test"))

@@ -56,6 +56,7 @@ def test_ours_has_the_gradient_of_plain_sequences(bank):
     assert ours_error(bank, LORA, range(6), k=6) < 1e-5
 
 
+@pytest.mark.slow
 def test_peers_have_the_gradient_of_plain_sequences(bank, tmp_path):
     pytest.importorskip("trl", reason="extra `bench`")
     from bench.peers import Peer, quiet

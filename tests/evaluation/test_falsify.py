@@ -145,6 +145,7 @@ def readings(sharp: float, seed: int) -> list[SseuReading]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sharp", "word"), [(1.0, "supported"), (3.0, "refuted")])
 def test_calibration_is_judged(plan: Plan, places: Places, sharp: float, word: str) -> None:
     found = findings.calibration(hypothesis(plan, "H6"), [readings(sharp, s) for s in range(2)], places)

@@ -16,6 +16,7 @@ from scaleearth_pl.evaluation.falsify import measure, runs
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.prepare.corpus import prepare
 
+pytestmark = pytest.mark.slow
 REGISTERED, ABLATIONS = EXPERIMENTS / "falsify/hypotheses.yaml", EXPERIMENTS / "falsify/ablations.yaml"
 
 

@@ -263,6 +263,7 @@ def test_lengths_and_texts_fit():
     assert len(lines) == 5 and lines[-1].endswith("...") and wrapped("(A)\n(B)", 2.0) == ["(A)", "(B)"]
 
 
+@pytest.mark.slow
 def test_a_run_without_texts_is_asked_again_and_says_what_the_evaluator_reads(fake_corpus, tmp_path):
     subject = tiny_subject(fake_corpus)
     run = run_folder_of(subject, fake_corpus, tmp_path / "run")

@@ -38,6 +38,7 @@ def model_of(stage: str, eos: int | None = None) -> ScaleEarth:
     return ScaleEarth(backbone=backbone, adapters=AdapterConfig(rank=6) if stage == "stage2" else None).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_ranks_whose_answers_end_at_different_times(stage: str, tmp_path: Path) -> None:
     places = [(turn, rank) for turn in range(2) for rank in range(2)]

@@ -101,6 +101,7 @@ def greedy_one_by_one(model: ScaleEarth, batch: TreeBatch, n_tokens: int) -> lis
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
 def test_packed_greedy_answers_equal_generate_one_by_one(corpus: Path, quantise: str) -> None:
     model = tiny_model(corpus, quantise=quantise, noise=0.1).eval()
@@ -138,6 +139,7 @@ def test_exact_match_is_greedy_decoding_that_says_the_answer(corpus: Path, batch
     assert [[*answer, end] == want for answer, want in zip(answers, wanted, strict=True)] == exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "modules", "millions"), [("2b", 196, 69.7), ("4b", 252, 132.1), ("8b", 252, 174.6)])
 def test_public_shapes_on_the_meta_device(size: str, modules: int, millions: float) -> None:
     with torch.device("meta"):
@@ -167,6 +169,7 @@ def hundred_million() -> Qwen3VLConfig:
     return config
 
 
+@pytest.mark.slow
 def test_nf4_at_a_hundred_million_parameters(corpus: Path, tmp_path: Path) -> None:
     ids: TokenIds = make_data(corpus).processor.token_ids
     config = hundred_million()

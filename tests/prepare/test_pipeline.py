@@ -77,6 +77,7 @@ def test_what_was_done_to_single_images_is_noted(built: Path, archive: Path, tmp
     assert all("stored as 8-bit PNG" in row["notes"] for row in rows)
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(built: Path, archive: Path, tmp_path: Path) -> None:
     two = pipeline.build(config(archive, workers=2), tmp_path / "two")
     assert content(two) == content(built)
@@ -126,6 +127,7 @@ def test_a_source_that_came_after_a_kill_is_imported_whole(
     assert content(pipeline.build(optional, tmp_path / "c")) == content(built)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_build_leaves_no_process(archive: Path, tmp_path: Path, workers: int) -> None:
@@ -345,6 +347,7 @@ FAKE_SLURM = {
 """Programs of these names that run the array on the spot: what is tested is that our task is what Slurm would run."""
 
 
+@pytest.mark.slow
 def test_slurm_gets_the_tasks_and_the_next_call_joins(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

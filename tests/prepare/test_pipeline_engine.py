@@ -33,6 +33,7 @@ class Noted:
         return {int(file.name): file.read_text() for file in self.folder.glob("[0-9]")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fate", "error", "says"),
     [

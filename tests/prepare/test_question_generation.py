@@ -86,6 +86,7 @@ def test_a_second_run_asks_nothing(corpus: Path, tmp_path: Path) -> None:
         assert max(server.arrivals.values()) == 1
 
 
+@pytest.mark.slow
 def test_kill_at_random_points_loses_nothing_and_repeats_no_result(corpus: Path, tmp_path: Path) -> None:
     whole, out, concurrency, rng = tmp_path / "whole.jsonl", tmp_path / "g.jsonl", 3, random.Random(4)
     with ChatServer() as server:

@@ -61,6 +61,7 @@ def accuracy(features: np.ndarray, large: np.ndarray, *, ridge: float = 20.0, fo
     return float(np.mean(np.concatenate(right)))
 
 
+@pytest.mark.slow
 def test_without_cues_no_better_than_chance():
     """200 images: chance is 50 %, its standard deviation 3.5 %; the bound is two of them above."""
     assert accuracy(*images(tuple(BASES), seed=11, n_places=100)) < 0.57
@@ -70,6 +71,7 @@ def test_control_with_cues_the_same_classifier_can_tell():
     assert accuracy(*images(tuple(ARCHETYPES), seed=11, n_places=40)) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", list(BASES))
 def test_objects_seen_are_as_many_at_every_gsd(label):
     """Mean number of subjects of 3 to 110 px around the centre, over places: equal within a quarter across decades."""

@@ -23,6 +23,7 @@ from scaleearth_pl.prepare.world.questions import Candidate, without_article
 from scaleearth_pl.prepare.world.render import render
 from scaleearth_pl.prepare.world.sight import look
 
+pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parent / "world_golden.json"
 FLOORS = Path(__file__).parent / "world_floors.json"
 WORLD = WorldConfig(images={"train": 240, "test": 90})

@@ -82,6 +82,7 @@ def stock_answer(stock, earth, prepared, number):
     return earth._text(row[: row.index(earth.processor.end_id)] if earth.processor.end_id in row else row)
 
 
+@pytest.mark.slow
 def test_twenty_gsds_within_1e_5(four_bit_run, exported):
     """fp32, one dequantised base; without writing folders: 20 come from one grid, read back through PEFT."""
     loaded = load_model(four_bit_run, base=exported[0], precision="none")

@@ -239,6 +239,7 @@ def test_a_client_that_leaves_gives_its_place_back(earth):
         assert running.post(chat())[0] == 200
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_was_accepted_and_ends_with_0(fake_run, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -26,6 +26,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.zygote.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["D1", "D2", "D4", "R3", "P2"])
 def test_case(bench: Bench, id: str) -> None:
     _, function = CASES[id]

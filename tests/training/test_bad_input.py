@@ -31,6 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
@@ -64,6 +65,7 @@ def test_a_prompt_tells_the_gsd_of_the_metadata_and_no_other(fake_corpus: Path, 
     assert all(part in message for part in ("resolver.policy", "'predicted'", "scaleearth evaluate")), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -22,6 +22,7 @@ STEPS = 3
 STAGE_OF = {"stage1": "stage1", "stage2": "stage2", "sharded": "stage2"}
 """The single process's run by the name of the two processes' run."""
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/scaleearth.safetensors")
+pytestmark = pytest.mark.slow
 CURVES = ("train/loss_total", "train/gsd_nll", "train/grad_norm/")
 UNEVEN = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "280")
 UNCUT = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "1000")

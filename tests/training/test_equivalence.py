@@ -36,6 +36,7 @@ def reference(corpus: Path, model: ScaleEarth):
     return losses_and_gradients(model, whole(corpus), predicted_share=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_branches", "budget"), [(1, 1_000_000), (3, 1_000_000), (64, 600), (64, 340), (2, 160)])
 def test_trees_equal_single_questions_however_the_step_is_cut(
     corpus: Path, model: ScaleEarth, reference, max_branches: int, budget: int

@@ -38,6 +38,7 @@ def reports_of(stage: str, runs: Path, corpus: Path) -> list[StepReport]:
     return recorder_of(fit(stage, corpus, runs, *words, steps=STEPS)).reports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", CURVES)
 def test_first_twenty_losses(stage: str, tmp_path: Path) -> None:
     reports = reports_of(stage, tmp_path / "runs", make_fake_corpus(tmp_path / "corpus", n_val=1, n_test=1))

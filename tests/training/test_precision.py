@@ -7,6 +7,7 @@ from fakes.mixed import Compared
 from fakes.runs import UNDRAWN, fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_the_backward_is_not_cast_again(fake_corpus: Path, tmp_path: Path, checkpointing: str) -> None:
     """Gradients of one step are those of the same forward, differentiated outside of autocast; inside, they are not.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from fakes.runs import UNDRAWN, arguments, fit
 
 from scaleearth_pl.core.run_files import PREDICTIONS, SSE_U
@@ -9,6 +10,7 @@ from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 from scaleearth_pl.training.command import run_lightning
 
 
+@pytest.mark.slow
 def test_every_question_of_the_split_is_answered_in_words(fake_corpus: Path, tmp_path: Path, monkeypatch) -> None:
     trained = fit("stage2", fake_corpus, tmp_path, *UNDRAWN, steps=1)
     adapter = ("--model.init_args.adapter", str(trained.run_folder / "adapter"))

@@ -41,6 +41,7 @@ def uninterrupted(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
     return cache(lambda stage: run(stage, fake_corpus, tmp_path_factory.mktemp(stage)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "stop"), [("stage1", 2), ("stage2", 2), ("stage2", 3)])
 def test_resumed_equals_uninterrupted(
     fake_corpus: Path, tmp_path: Path, uninterrupted: Callable[[str], Any], stage: str, stop: int
@@ -58,6 +59,7 @@ def test_resumed_equals_uninterrupted(
     assert all(bits.equal(expected[name]) for name, bits in bits_of(resumed.model).items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_corpus_order_is_refused(fake_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run("stage2", fake_corpus, tmp_path, stop=1)
@@ -67,6 +69,7 @@ def test_a_checkpoint_of_another_corpus_order_is_refused(fake_corpus: Path, tmp_
         run("stage2", fake_corpus, tmp_path, "--resume", "true", "--model.init_args.head", "null")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_obeys_its_own_settings_and_refuses_another_base(fake_corpus: Path, tmp_path: Path) -> None:
     """The remedy after a NaN is a lower learning rate: it must take effect, although the optimizer's state holds the old."""
     with pytest.raises(Interrupted):

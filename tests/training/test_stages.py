@@ -79,6 +79,7 @@ def test_a_step_has_the_gradient_of_its_mean_loss(stage2: Any, before: ScaleEart
     assert float(report.grad_norm["adapters"]) == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_recipe_runs_in_its_own_precision_and_rounds_no_gsd(fake_corpus: Path, tmp_path: Path, stage: str) -> None:
     """Every other run here is tiny's, in fp32: what the recipes say themselves would first be tried on a GPU."""

@@ -185,6 +185,7 @@ def watched(rank: int, port: int, act: str, both: Any) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "expected"),
     [

@@ -8,6 +8,7 @@ from fakes.runs import fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+pytestmark = pytest.mark.slow
 STEPS = 10
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 TIERS = ("object", "structure", "semantic")
