@@ -95,12 +95,10 @@ class Places:
         place_N = self.rows(places)
         return _ratio(self.count_RP, self.sums(value_GN, place_N), self.sums(np.ones((1, len(place_N))), place_N))
 
-    def apply(
-        self, statistic: Callable[[Weights], float], places: Iterable[str], *, limit: int | None = None
-    ) -> Floats:
-        """`statistic(weight_N)` of the first `limit` resamples."""
+    def apply(self, statistic: Callable[[Weights], float], places: Iterable[str]) -> Floats:
+        """`statistic(weight_N)` of every resample."""
         place_N = self.rows(places)
-        return np.array([statistic(count_P[place_N].astype(np.float64)) for count_P in self.count_RP[:limit]])
+        return np.array([statistic(count_P[place_N].astype(np.float64)) for count_P in self.count_RP])
 
 
 def place_bootstrap(

@@ -52,7 +52,7 @@ def read_sidecars(image: Path, size: Size | None) -> Sidecars:
         (partial(_add_json, image=image, size=size), _existing(*_beside(image, ".json"))),
         (_add_dota, _existing(image.with_suffix(".txt"), *_dota_paths(image))),
         (_add_world, _existing(*world_file_names(image))),
-        (_add_prj, _existing(image.with_suffix(".prj"))),
+        (_add_prj, _existing(image.with_suffix(".prj"), image.with_suffix(".PRJ"))[:1]),
     )
     for reader, paths in readers:
         for path in paths:
@@ -65,10 +65,10 @@ def read_sidecars(image: Path, size: Size | None) -> Sidecars:
 
 
 def world_file_names(image: Path) -> tuple[Path, ...]:
-    """For tif: tfw, tifw, wld; for jpg: jgw, jpgw, wld."""
-    ext = image.suffix.lstrip(".")
-    short = f"{ext[0]}{ext[-1]}w" if len(ext) > 1 else "wld"
-    return tuple(image.with_suffix(f".{name}") for name in dict.fromkeys((short, f"{ext}w", "wld")))
+    """For tif: tfw, tifw, wld; for jpg: jgw, jpgw, wld; then the same in capitals, as old deliveries have them."""
+    ext = image.suffix.lstrip(".").lower()
+    names = dict.fromkeys((f"{ext[0]}{ext[-1]}w" if len(ext) > 1 else "wld", f"{ext}w", "wld"))
+    return tuple(image.with_suffix(f".{name}") for name in (*names, *map(str.upper, names)))
 
 
 def parse_world_file(path: Path) -> Transform:

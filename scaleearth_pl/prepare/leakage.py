@@ -35,8 +35,11 @@ from scaleearth_pl.core.sample import TRAINED_SPLITS
 from scaleearth_pl.data.shard_index import ShardIndex
 from scaleearth_pl.prepare.prints import Prints, count_images, read_prints
 
-OFFICIAL_TOTALS = {"rsvqa_lr": 77_232, "rsvqa_hr": 1_066_316}
-"""Questions of all official splits of a source (Lobry et al. 2020), test included."""
+OFFICIAL_TOTALS = {("rsvqa_lr",): 77_232, ("rsvqa_hr", "rsvqa_hr_phili"): 1_066_316}
+"""Questions of all official splits of a data set (Lobry et al. 2020), tests included, by the sources that hold them."""
+
+WHOLE = 0.9
+"""Share of those that train and val do not reach (LR: 87 %, HR: 73 %), but with a test split do, also without bad ones."""
 
 _TRUST = tuple(Provenance)
 """How well a GSD is known, best first."""
@@ -113,14 +116,15 @@ def coverage(leaks: Iterable[Match], other: Prints) -> Iterator[dict[str, Any]]:
 
 
 def whole_sources(index: ShardIndex, splits: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Sources whose questions in `splits` reach the official total of all splits, so that the test split is inside."""
+    """Data sets whose questions in `splits` come near the official total of all splits, so that a test is inside."""
     count: Counter[str] = Counter()
     for row in index.rows(tuple(splits)):
         count[index.text["source"][row]] += int(index.number["n_questions"][row])
-    for source, total in OFFICIAL_TOTALS.items():
-        if count[source] >= total:
-            note = f"as many questions as all official splits of {source} hold: its test split is inside"
-            yield {"kind": "whole_source", "source": source, "questions": count[source], "total": total, "note": note}
+    for sources, total in OFFICIAL_TOTALS.items():
+        questions = sum(count[source] for source in sources)
+        if questions >= WHOLE * total:
+            note = f"nearly as many questions as all official splits of {sources[0]} hold: a test split is inside"
+            yield {"kind": "whole_source", "source": sources[0], "questions": questions, "total": total, "note": note}
 
 
 def check(

@@ -226,6 +226,24 @@ def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(subject, fake
     ]
 
 
+def test_what_a_run_says_it_was_trained_on_is_refused_whatever_the_split_is_called(subject, fake_corpus, tmp_path):
+    content = ShardIndex.load(fake_corpus).content_hash
+    run = run_folder_of(subject, fake_corpus, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["train_splits"] = ["train", "test"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "run.json").unlink(missing_ok=True)
+    assert load_subject(run).trained_splits == {}
+    (run / "run.json").write_text(json.dumps({"corpus_hash": content}))
+    subject = load_subject(run)
+    assert subject.trained_splits == {content: {"train", "test"}}
+    test = CorpusSplit.open(fake_corpus, "test")
+    assert len(test.leaked(trained_splits=subject.trained_splits)) == len(test.rows)
+    assert test.leaked(trained_splits={"another corpus": {"test"}}) == []
+    with pytest.raises(ConfigError, match="were trained on"):
+        evaluate_corpus(subject, test, METADATA, out=tmp_path / "out")
+
+
 def test_a_corpus_without_such_a_source_names_those_it_has(fake_corpus):
     source = CorpusSplit.open(fake_corpus, "test").index.text["source"][0]
     with pytest.raises(ConfigError, match=rf"in split 'test'.*its sources are.*{source}"):
@@ -244,7 +262,7 @@ def test_trained_images_are_refused(subject, fake_corpus, tmp_path, monkeypatch)
     clean = CorpusSplit.open(fake_corpus, "test")
     decoding = Decoding(generate=False)
     assert evaluate_corpus(subject, clean, METADATA, out=tmp_path, decoding=decoding)["counts"]["leaked_images"] == 0
-    monkeypatch.setattr(CorpusSplit, "leaked", lambda *_: ["an image of the corpus that is named now"])
+    monkeypatch.setattr(CorpusSplit, "leaked", lambda *_, **__: ["an image of the corpus that is named now"])
     with pytest.raises(ConfigError, match=r"another evaluation.*leaked_images"):
         evaluate_corpus(subject, clean, METADATA, out=tmp_path, decoding=decoding, allow_leaks=True)
 

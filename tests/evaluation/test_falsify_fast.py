@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from fakes.runs import EXPERIMENTS
 from safetensors.torch import load_file
 
 from scaleearth_pl.cli import run
-from scaleearth_pl.evaluation.falsify import measure, runs
+from scaleearth_pl.evaluation.falsify import measure, runs, takeover
 from scaleearth_pl.evaluation.falsify.plan import OURS, Plan
 from scaleearth_pl.prepare.corpus import prepare
 
@@ -94,6 +95,28 @@ def test_a_smoke_test_runs_everything_and_gives_no_verdict(falsified: list[str],
     for name in ("majority", "question only", r"question \+ GSD"):  # all measured, none a dash
         assert re.search(rf"^\| floor: {name} \| \d+\.\d \|", (scratch / "falsify/report.md").read_text(), re.MULTILINE)
     assert len(list((scratch / "falsify").glob("*.png"))) >= 8
+
+
+def test_every_setting_of_a_run_is_compared_or_is_known_to_change_no_result(
+    falsified: list[str], plan: Plan, world: Path, scratch: Path
+) -> None:
+    """Defaults that no file states included: a run of other defaults is no run of the plan."""
+    setting = runs.Setting(corpus=world, runs=scratch / "runs", fast=True)
+    job = runs.variant_job(plan, setting, OURS, plan.seeds[0])
+    config = yaml.safe_load((job.folder / "latest/config.yaml").read_text())
+    compared = set(leaves(takeover.stated(job.command)))
+    assert not [name for name in leaves({kind: config[kind] for kind in ("model", "data")}) if name not in compared]
+    assert takeover.first_difference(takeover.UNSTATED["data"] | {"controls": 1}, config["data"], "data") is not None
+
+
+def leaves(value: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of all settings that can change a result."""
+    if name not in takeover.CHANGES_NO_RESULT:
+        if isinstance(value, dict) and value:
+            for key, below in value.items():
+                yield from leaves(below, f"{name}.{key}".lstrip("."))
+        else:
+            yield name
 
 
 def test_ablations_train_only_what_is_missing_and_measure_once(

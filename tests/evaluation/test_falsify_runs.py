@@ -84,6 +84,13 @@ def test_a_new_stage_1_trains_every_variant_again(setting: runs.Setting) -> None
         ("ours", "model.init_args.head", None),
         ("ours", "data.limit_images", 64),
         ("ours", "data.gsd_text", "metres"),
+        ("ours", "data.train_splits", ["train", "val", "test"]),
+        ("ours", "data.controls", {"shuffle_gsd": True}),
+        ("ours", "model.init_args.adapters.gate.tiers", False),
+        ("ours", "model.init_args.adapters.targets", ["q_proj"]),
+        ("ours", "model.init_args.resolver.marginal", False),
+        ("ours", "model.init_args.optim.weight_decay", 0.5),
+        ("ours", "trainer.limit_test_batches", 20),
     ],
 )
 def test_what_another_command_made_is_trained_again_and_the_setting_named(

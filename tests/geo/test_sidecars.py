@@ -14,7 +14,7 @@ V2 = "acquisition dates:2017-07-13\nimagesource:GF-2\ngsd:0.81\n"
 
 def test_world_file_names_by_suffix() -> None:
     names = [p.name for p in world_file_names(Path("a/tile.tif"))]
-    assert names == ["tile.tfw", "tile.tifw", "tile.wld"]
+    assert names == ["tile.tfw", "tile.tifw", "tile.wld", "tile.TFW", "tile.TIFW", "tile.WLD"]
     assert world_file_names(Path("t.jpeg"))[0].name == "t.jgw"
 
 
@@ -22,6 +22,15 @@ def test_world_file_counts_from_the_centre_of_the_first_pixel(tmp_path: Path) ->
     (tmp_path / "a.tfw").write_text("0.5\n0.1\n0.2\n-0.5\n1000.35\n1999.8\n")
     transform = parse_world_file(tmp_path / "a.tfw")
     assert transform == pytest.approx((0.5, 0.2, 1000.0, 0.1, -0.5, 2000.0))
+
+
+def test_sidecars_in_capitals_are_read(tmp_path: Path) -> None:
+    """As old deliveries have them: IMG.TIF, IMG.TFW, IMG.PRJ."""
+    (tmp_path / "A.TFW").write_text("0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
+    (tmp_path / "A.PRJ").write_text('PROJCS["utm"]')
+    found = read_sidecars(tmp_path / "A.TIF", (8, 8))
+    assert found.transform == pytest.approx((0.5, 0.0, 1000.0, 0.0, -0.5, 2000.0))
+    assert found.crs_text == 'PROJCS["utm"]'
 
 
 @pytest.mark.parametrize("text", ["", "1 2 3", "a b c d e f", "1 0 0 -1 0 nan", "1 0 0 -1 0 0 0"])

@@ -208,7 +208,7 @@ def test_of_two_duplicates_the_better_known_gsd_stays_and_stages_may_share_image
 def test_all_official_questions_mean_that_the_test_split_is_inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(leakage.OFFICIAL_TOTALS, "rsvqa_lr", 12)
+    monkeypatch.setitem(leakage.OFFICIAL_TOTALS, ("rsvqa_lr", "rsvqa_lr_more"), 13)  # one question was refused
     for n_images, guilty in ((2, False), (3, True)):
         root = tmp_path / str(n_images)
         rng = np.random.default_rng(0)
@@ -218,7 +218,10 @@ def test_all_official_questions_mean_that_the_test_split_is_inside(
                     Question(id=f"{k}-{q}", type="t", family="other", question="q?", answer="a") for q in range(4)
                 )
                 sample = replace(
-                    fake_sample(k, gsd_m=10.0, provenance=Provenance.EXACT), source="rsvqa_lr", tier=Tier.LOW, qas=qas
+                    fake_sample(k, gsd_m=10.0, provenance=Provenance.EXACT),
+                    source="rsvqa_lr" if k else "rsvqa_lr_more",
+                    tier=Tier.LOW,
+                    qas=qas,
                 )
                 writer.write(sample, random_image(rng, 64, 64), "png")
         kinds = [row["kind"] for row in leakage.check(root, within=False)]

@@ -57,7 +57,7 @@ def evaluate_corpus(
         ConfigError: leaked images, another evaluation in the folder, or a policy that the subject cannot serve.
     """
     decoding = decoding or Decoding()
-    leaked = corpus.leaked(*trained_on)
+    leaked = corpus.leaked(*trained_on, trained_splits=subject.trained_splits)
     if not allow_leaks:
         corpus.refuse_leaks(leaked)
     benchmark = corpus.index.corpus

@@ -8,7 +8,7 @@ is byte for byte one of the images trained on is a leak, in whichever split it i
 corpus builder (perceptual hashes); this guard costs nothing and runs every time.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,11 +77,17 @@ class CorpusSplit:
             )
         return cls(index=index, split=split, rows=rows, sources=sources, types=types)
 
-    def leaked(self, *trained_on: "ShardIndex") -> list[str]:
-        """Ids of evaluated images whose bytes are those of a trained image, here or in another corpus."""
+    def leaked(
+        self, *trained_on: "ShardIndex", trained_splits: Mapping[str, Collection[str]] | None = None
+    ) -> list[str]:
+        """Ids of evaluated images whose bytes are those of a trained image, here or in another corpus.
+
+        `trained_splits`, by content hash of a corpus, are those of the run itself; the usual ones count in any case.
+        """
         seen: set[tuple[int, ...]] = set()
         for index in (self.index, *trained_on):
-            splits = tuple(s for s in TRAINED_SPLITS if s in index.splits)
+            trained = {*TRAINED_SPLITS, *(trained_splits or {}).get(index.content_hash, ())}
+            splits = tuple(s for s in index.splits if s in trained)
             seen.update(*_fingerprints(index, index.rows(splits)))
         ours = zip(self.rows.tolist(), _fingerprints(self.index, self.rows), strict=True)
         return [self.index.text["image_id"][row] for row, prints in ours if not seen.isdisjoint(prints)]

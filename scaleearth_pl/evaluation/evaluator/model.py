@@ -9,11 +9,14 @@ whatever a view asks for: it is the definition of the variant, not a policy of e
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from scaleearth_pl.core.run_files import RUN
 from scaleearth_pl.data.processor import GsdText, Processor
 from scaleearth_pl.loading.folders import adapter_in
 from scaleearth_pl.loading.model import build_model, for_inference
@@ -37,6 +40,7 @@ class Subject:
         resolver: what training used; `marginal` and a pinned scale are kept in evaluation.
         fingerprint: of weights and settings: equal fingerprints, equal answers.
         trained_commit: of the code that trained it; None where nothing says so.
+        trained_splits: by a corpus' content hash, what was trained on there, by this run or its stage 1.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Subject:
     resolver: ResolverConfig
     fingerprint: str
     trained_commit: str | None
+    trained_splits: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -101,6 +106,7 @@ def _stage2(path: Path, adapter: AdapterFolder, base: Path | str | None, device:
         resolver=adapter.meta.resolver,
         fingerprint=_fingerprint(loaded.base, adapter.meta.commit, loaded.settings, description),
         trained_commit=adapter.meta.commit,
+        trained_splits=_trained_splits(_run(path), _run(Path(loaded.base))),
     )
 
 
@@ -122,6 +128,7 @@ def _stage1(path: Path, base: Path | str | None, device: str) -> Subject:
         resolver=ResolverConfig(),
         fingerprint=_fingerprint(source, str(sorted(data.items(), key=str)), settings),
         trained_commit=None,
+        trained_splits=_trained_splits(_run(path)),
     )
 
 
@@ -130,6 +137,17 @@ def _fingerprint(base: str, trained: str, settings: ProcessorSettings, *more: st
     sizes = str(settings.min_pixels), str(settings.max_pixels)
     words = (base_hash(base), trained, *sizes, settings.gsd_text, *more)
     return hashlib.sha256("|".join(words).encode()).hexdigest()[:16]
+
+
+def _trained_splits(*runs: Path) -> dict[str, frozenset[str]]:
+    """What the runs say that they were trained on; a folder that is no run says nothing."""
+    found: dict[str, frozenset[str]] = {}
+    for run in runs:
+        splits = (read_config(run / CONFIG).get("data") or {}).get("train_splits") or ()
+        if (record := run / RUN).is_file():
+            content = str(json.loads(record.read_text()).get("corpus_hash"))
+            found[content] = found.get(content, frozenset()) | frozenset(splits)
+    return found
 
 
 def _run(path: Path) -> Path:

@@ -31,9 +31,6 @@ BAND_DECADES = 0.25
 Z90 = 1.6449
 """Half-width of a 90 % interval, in sigmas, to the digits with which H6 was registered and judged."""
 
-SLOW_RESAMPLES = 2000
-"""Resamples of statistics that are no means."""
-
 
 def difference(
     hypothesis: Hypothesis, ours: Sequence[Rows], twin: Sequence[Rows], group: str, places: Places
@@ -113,7 +110,7 @@ def calibration(hypothesis: Hypothesis, seeds: Sequence[Sequence[SseuReading]], 
             Statistic(
                 name=name.replace("_", " "),
                 estimate=function(ones),
-                resamples=places.apply(function, of_image, limit=SLOW_RESAMPLES),
+                resamples=places.apply(function, of_image),
                 seeds=tuple(function(ones, slice(i, i + 1)) for i in range(len(known))),
                 **hypothesis.bars[name],
             )
@@ -178,7 +175,7 @@ def spoofing(
     statistic = Statistic(
         name="distance of the middle of the best region from the truth, decades",
         estimate=mean_distance(ones, over_seeds_GN),
-        resamples=places.apply(lambda w_N: mean_distance(w_N, over_seeds_GN), of_row, limit=SLOW_RESAMPLES),
+        resamples=places.apply(lambda w_N: mean_distance(w_N, over_seeds_GN), of_row),
         seeds=tuple(mean_distance(ones, correct_GN) for correct_GN in correct_SGN),
         high=hypothesis.bars["high"],
     )

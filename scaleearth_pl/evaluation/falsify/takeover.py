@@ -3,15 +3,17 @@
     needs           the file or folder that the command leaves at its end is there
     corpus          trained on the shards as they are now (the content hash in run.json)
     stage 1         grew from the stage 1 of its seed
-    configuration   every setting that the command's files and options state has that value in the run's config.yaml
+    configuration   every setting that the command's files and options state, or leave at its default, has that value in
+                    the run's config.yaml
 
 So neither `make stage2 ARGS="--trainer.max_steps 50"` nor a file of experiments/ that was edited since can pass for the
-registered variant. What changes no result, paths, names, ranks, validation, the cutting into micro-batches and the form
-in which 4-bit values are held, is not compared.
+registered variant. What changes no result, paths, names, ranks, validation, the cutting into micro-batches, the form in
+which 4-bit values are held and whether answers are also written out as texts, is not compared.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.run_files import RUN
 from scaleearth_pl.loading.settings import CONFIG
+from scaleearth_pl.model.backbone import BackboneConfig
+from scaleearth_pl.model.gated_lora import AdapterConfig
+from scaleearth_pl.model.gsd_head import GsdHeadConfig
+from scaleearth_pl.model.resolver import ResolverConfig
 
 CHANGES_NO_RESULT = frozenset(
     {
@@ -32,8 +38,13 @@ CHANGES_NO_RESULT = frozenset(
             "model.init_args.init_from",
             "model.init_args.backbone.source",
             "model.init_args.backbone.keep_dequantized",
+            "model.init_args.backbone.checkpointing",
+            "model.init_args.generate",
+            "model.init_args.max_new_tokens",
         ),
         *("data.root", "data.tokenizer", "data.num_workers", "data.micro_token_budget", "data.cache_dir"),
+        *("data.val_splits", "data.predict_splits", "data.loader_timeout_s", "data.max_bad_share"),
+        *("data.rank", "data.world_size"),
         *(
             "trainer.limit_val_batches",
             "trainer.callbacks",
@@ -46,8 +57,40 @@ CHANGES_NO_RESULT = frozenset(
 )
 """Settings that are not compared, as dotted names."""
 
-UNSTATED = {"data": {"limit_images": None, "gsd_text": "none"}}
-"""Defaults that no file states and a run of the plan has all the same."""
+UNSTATED: dict[str, Any] = {
+    "model": {
+        "init_args": {
+            "backbone": asdict(BackboneConfig()),
+            "adapters": asdict(AdapterConfig()),
+            "head": asdict(GsdHeadConfig()),
+            "resolver": asdict(ResolverConfig()),
+            "optim": {"weight_decay": 0.0, "betas": [0.9, 0.999], "warmup_share": 0.03, "final_lr_share": 0.0},
+            "lambda_gsd": 0.1,
+            "nll_warmup_share": 0.1,
+            "adapter": None,
+        }
+    },
+    "data": {
+        "train_splits": ["train"],
+        "test_splits": ["test"],
+        "limit_images": None,
+        "gsd_text": "none",
+        "controls": None,
+        "tier_weights": None,
+        "source_weights": None,
+        "max_branch_tokens": 512,
+        "window_shards": 8,
+        "tiny_vocab_size": 1024,
+    },
+    "trainer": {
+        "fast_dev_run": False,
+        "overfit_batches": 0.0,
+        "max_time": None,
+        "limit_train_batches": None,
+        "limit_test_batches": None,
+    },
+}
+"""Defaults, where files may leave them out and a result depends on them; a test holds them against a run's config.yaml."""
 
 
 def corpus_hash(corpus: Path) -> str:
@@ -129,7 +172,7 @@ def first_difference(wanted: Any, found: Any, name: str = "") -> str | None:
 
 def _plain(value: Any) -> Any:
     """Numbers as numbers: YAML takes 1e-3 for a text, the configuration's parser does not."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     try:
         return float(value) if isinstance(value, str) else value
