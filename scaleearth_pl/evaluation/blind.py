@@ -20,6 +20,9 @@ from scaleearth_pl.evaluation.question_tables import QuestionRow
 Key = tuple[Hashable, ...]
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(cm|km2|km|m2|m|ha)\b)?")
+_UNITS = {"cm": 0.01, "m": 1.0, "km": 1e3, "m2": 1.0, "ha": 1e4, "km2": 1e6}
+"""In metres and square metres: "50 cm" is half of "1 m", not fifty times as much."""
 
 
 class Answerer(Protocol):
@@ -106,8 +109,8 @@ def _template(row: QuestionRow) -> Key:
 
 
 def _log10_number(text: str) -> float | None:
-    match = _NUMBER.search(text)
-    return math.log10(float(match[0])) if match and float(match[0]) > 0 else None
+    match = _QUANTITY.search(text)
+    return math.log10(float(match[1]) * _UNITS.get(match[2], 1.0)) if match and float(match[1]) > 0 else None
 
 
 def _fit(points: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", use_gsd: bool) -> tuple[float, float]:

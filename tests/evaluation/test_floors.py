@@ -194,3 +194,13 @@ def test_groups_partition_the_questions(predictions):
     assert list(tree) == ["overall", "by_tier", "by_family", "by_type"]
     assert list(tree["by_tier"]) == ["high", "mid", "low"]
     assert tree["overall"] == 0.5
+
+
+def test_a_law_runs_through_units():
+    """A hundred pixels wide at every GSD, said in cm, m or km: one power law, of exponent one."""
+    said = {0.005: "50 cm", 0.05: "5 m", 0.5: "50 m", 5.0: "500 m", 50.0: "5 km"}
+    rows = [row(answer=answer, log10_gsd=math.log10(gsd_m)) for gsd_m, answer in said.items()]
+    law = PowerLaw(rows, use_gsd=True)
+    assert [law.answer(one, 2) for one in rows] == list(said.values())
+    (found,) = law.laws.values()
+    assert found == pytest.approx((2.0, 1.0))
