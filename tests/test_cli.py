@@ -108,6 +108,8 @@ def test_a_run_has_a_folder_of_its_own_and_latest_points_to_it(fake_corpus: Path
     assert saved["data"]["root"] == str(fake_corpus)
     again = built(tmp_path, fake_corpus, "-c", str(first.run_folder / "config.yaml"), "--experiment", "again")
     assert (tmp_path / "again" / "latest").resolve() == again.run_folder.resolve()
+    built(tmp_path, fake_corpus, "--experiment", "mine", "--trainer.fast_dev_run", "true")
+    assert latest.resolve() == first.run_folder.resolve(), "one step to see whether it runs is no run"
 
 
 def test_a_logger_of_ones_own_is_kept_beside_tensorboard(fake_corpus: Path, tmp_path: Path) -> None:

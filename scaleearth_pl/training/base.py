@@ -76,7 +76,8 @@ class TreeTraining(pl.LightningModule):
         its frozen class; `16-mixed` hands over scaled gradients, which clipping would take for large ones.
 
         Raises:
-            ConfigError: neither 32-true nor bf16-mixed; epochs cut short, of which the schedule would know nothing.
+            ConfigError: neither 32-true nor bf16-mixed; epochs cut short, of which the schedule would know nothing; part
+                of a split evaluated, which is its first tier.
         """
         if self.trainer.precision not in PRECISIONS:
             raise ConfigError(
@@ -85,18 +86,27 @@ class TreeTraining(pl.LightningModule):
                 value=self.trainer.precision,
                 remedy="use 32-true; the dtype of the backbone and of its computation is backbone.dtype",
             )
+        if not getattr(self.trainer, "fast_dev_run", False):
+            self._refuse_parts()
+
+    def _refuse_parts(self) -> None:
         limit = self.trainer.limit_train_batches
-        if (
-            self.fitting
-            and (isinstance(limit, int) or limit != 1.0)
-            and not getattr(self.trainer, "fast_dev_run", False)
-        ):
+        if self.fitting and (isinstance(limit, int) or limit != 1.0):
             raise ConfigError(
                 "learning rate and order are planned over whole epochs",
                 field="trainer.limit_train_batches (overfit_batches sets it)",
                 value=limit,
                 remedy="use trainer.max_steps for a shorter run, data.limit_images for fewer images",
             )
+        for kind in ("val", "test", "predict"):
+            limit = getattr(self.trainer, f"limit_{kind}_batches")
+            if limit and (isinstance(limit, int) or limit != 1.0):
+                raise ConfigError(
+                    "batches are in the order of the shards, tier by tier: the first of them are one tier",
+                    field=f"trainer.limit_{kind}_batches",
+                    value=limit,
+                    remedy="0 leaves them out; data.limit_images takes fewer images, evenly spaced",
+                )
 
     @property
     def fitting(self) -> bool:
@@ -267,8 +277,12 @@ class TreeTraining(pl.LightningModule):
         self._log_accuracy("test")
 
     def _log_accuracy(self, stage: str) -> None:
-        for name, value in self.accuracy.compute().items():
-            self.log(f"{stage}/accuracy/{name}", float(value), rank_zero_only=True)
+        """For callbacks, and for the board at the step of all other figures: `log` would put it one before."""
+        found = {f"{stage}/accuracy/{name}": float(value) for name, value in self.accuracy.compute().items()}
+        for name, value in found.items():
+            self.log(name, value, rank_zero_only=True, logger=False)
+        for logger in () if self.trainer.sanity_checking else self.trainer.loggers:
+            logger.log_metrics(found, step=self.trainer.global_step)
         self.accuracy.reset()
 
 

@@ -53,7 +53,8 @@ class ScaleEarthCLI(LightningCLI):
             board = TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
             kwargs["logger"] = [board, *listed(configured.get("logger"))]
         trainer = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
-        if trainer.is_global_zero and self.subcommand == "fit":
+        rehearsal = getattr(trainer, "fast_dev_run", False)
+        if trainer.is_global_zero and self.subcommand == "fit" and not rehearsal:
             point_latest(folder)
         return trainer
 

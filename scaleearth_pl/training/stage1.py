@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import replacing_folder
+from scaleearth_pl.data.tokenizer import load_tokenizer
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone, save_backbone
 from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
@@ -47,6 +49,8 @@ class Stage1(TreeTraining):
         """Builds the backbone once, with the special tokens of the DataModule's tokenizer; shards it under FSDP2."""
         if hasattr(self, "model"):
             return
+        if self.init_from is not None:
+            refuse_another_tokenizer(self.init_from, self.datamodule)
         backbone = build_backbone(
             self.backbone_config, source=self.init_from, token_ids=self.datamodule.processor.token_ids
         )
@@ -68,3 +72,20 @@ class Stage1(TreeTraining):
                 save_backbone(self.model.backbone, folder, state_dict=state)
                 self.datamodule.processor.save(folder)
         self.trainer.strategy.barrier()
+
+
+def refuse_another_tokenizer(init_from: str, datamodule: Any) -> None:
+    """`ConfigError` where a folder's weights were trained on other ids than the data now speak.
+
+    The tiny tokenizer is made from the splits that are not evaluated: another `test_splits`, another tokenizer.
+    """
+    if not (Path(init_from) / "tokenizer.json").is_file():
+        return
+    if load_tokenizer(init_from).get_vocab() != datamodule.processor.tokenizer.get_vocab():
+        raise ConfigError(
+            "the weights were trained with another tokenizer than the data's",
+            file=init_from,
+            field="data.tokenizer",
+            value=str(datamodule.tokenizer_dir),
+            remedy=f"--data.tokenizer {init_from}",
+        )

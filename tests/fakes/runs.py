@@ -102,8 +102,10 @@ def fit(stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3, exper
 class Recorder(pl.Callback):
     """Keeps what happened: reports, who was read, and the gradients before clipping... of every step."""
 
-    def __init__(self, *, gradients: bool = False, stop_before: int | None = None) -> None:
-        self.keep_gradients, self.stop_before = gradients, stop_before
+    def __init__(
+        self, *, gradients: bool = False, stop_before: int | None = None, enough_after: int | None = None
+    ) -> None:
+        self.keep_gradients, self.stop_before, self.enough_after = gradients, stop_before, enough_after
         self.reports: list[StepReport] = []
         self.images: list[list[tuple[str, int]]] = []
         self.gradients: list[dict[str, Tensor]] = []
@@ -119,6 +121,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         self.reports.append(outputs["report"])
         self.images.append([(t.image_id, m.branch_len_B.numel()) for m in batch.micro for t in m.trees])
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.enough_after  # as a time limit does
 
 
 class Interrupted(Exception):

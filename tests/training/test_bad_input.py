@@ -47,6 +47,8 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         ("data.micro_token_budget", "50", ("ConfigError", "micro_token_budget", "50", "max_branch")),
         ("trainer.max_steps", "-1", ("ConfigError", "trainer.max_steps", "set max_steps")),
         ("trainer.limit_train_batches", "10", ("ConfigError", "limit_train_batches", "10", "data.limit_images")),
+        ("trainer.limit_val_batches", "0.25", ("ConfigError", "limit_val_batches", "0.25", "data.limit_images")),
+        ("trainer.limit_test_batches", "3", ("ConfigError", "limit_test_batches", "3", "one tier")),
         ("trainer.overfit_batches", "0.5", ("ConfigError", "overfit_batches", "0.5", "max_steps")),
         ("trainer.precision", "bf16-true", ("ConfigError", "trainer.precision", "bf16-true", "backbone.dtype")),
     ],

@@ -23,16 +23,25 @@ from scaleearth_pl.training.optim import warmup_cosine
 STEPS = 5
 
 
-def run(stage: str, corpus: Path, runs: Path, *extra: str, stop: int | None = None) -> Any:
-    """A fit of five steps with the stage's own callbacks, a checkpoint after each step and a recorder; `stop` crashes it."""
+def run(
+    stage: str,
+    corpus: Path,
+    runs: Path,
+    *extra: str,
+    stop: int | None = None,
+    enough: int | None = None,
+    every: int = 1,
+    steps: int = STEPS,
+) -> Any:
+    """A fit with the stage's own callbacks, checkpoints and a recorder; `stop` crashes it, `enough` ends it early."""
     callbacks = yaml.safe_load((EXPERIMENTS / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
     (saving,) = (c for c in callbacks if c["class_path"].endswith(".Checkpoints"))
-    saving["init_args"]["every_n_steps"] = 1
-    callbacks.append({"class_path": "fakes.runs.Recorder", "init_args": {"stop_before": stop}})
+    saving["init_args"]["every_n_steps"] = every
+    callbacks.append({"class_path": "fakes.runs.Recorder", "init_args": {"stop_before": stop, "enough_after": enough}})
     runs.mkdir(exist_ok=True)
     overlay = runs / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    return fit(stage, corpus, runs, "-c", str(overlay), *UNDRAWN, *extra, steps=STEPS)
+    return fit(stage, corpus, runs, "-c", str(overlay), *UNDRAWN, *extra, steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,20 @@ def test_resumed_equals_uninterrupted(
         assert now.loss.equal(then.loss)
     expected = bits_of(whole.model)
     assert all(bits.equal(expected[name]) for name, bits in bits_of(resumed.model).items())
+
+
+@pytest.mark.slow
+def test_a_run_that_a_time_limit_ended_inside_an_epoch_goes_on_inside_it(fake_corpus: Path, tmp_path: Path) -> None:
+    """Two epochs of three steps, ended after the second step: four are left, and their images."""
+    settings = {"every": 100, "steps": -1}
+    epochs = ("--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
+    whole = run("stage1", fake_corpus, tmp_path / "whole", *epochs, **settings)
+    assert whole.trainer.global_step == 6
+    ended = run("stage1", fake_corpus, tmp_path / "ended", *epochs, enough=2, **settings)
+    assert ended.trainer.global_step == 2
+    resumed = run("stage1", fake_corpus, tmp_path / "ended", *epochs, "--resume", "true", **settings)
+    assert resumed.trainer.global_step == 6
+    assert recorder_of(resumed).images == recorder_of(whole).images[2:]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import yaml
 from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
 from safetensors.torch import load_file, save_file
 
+from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.loading.settings import read_config
@@ -129,6 +130,19 @@ def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_p
         BackboneConfig(source=str(cli.run_folder / "hf")), token_ids=cli.datamodule.processor.token_ids
     )
     assert all(bits.equal(last[name]) for name, bits in bits_of(saved).items())
+
+
+def test_stage_1_refuses_weights_that_were_trained_on_other_ids(fake_corpus: Path, tmp_path: Path) -> None:
+    words = (
+        "--model.init_args.init_from",
+        str(tiny_hf(fake_corpus)),
+        "--data.tiny_vocab_size",
+        "300",
+        "--data.micro_token_budget",
+        "900",
+    )
+    with pytest.raises(ConfigError, match=r"another tokenizer.*Remedy: --data.tokenizer .*hf"):
+        fit("stage1", fake_corpus, tmp_path, *words, steps=1)
 
 
 def test_the_run_folder_says_what_was_run(stage2: Any) -> None:

@@ -29,7 +29,8 @@ FIGURE_9 = {
 def board(request: pytest.FixtureRequest, fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory):
     """(stage, what TensorBoard reads of its run folder)."""
     runs = tmp_path_factory.mktemp("board")
-    cli = fit(request.param, fake_corpus, runs, "--test_after_fit", "true", steps=STEPS)
+    evaluated = ("--trainer.val_check_interval", str(STEPS), "--test_after_fit", "true")
+    cli = fit(request.param, fake_corpus, runs, *evaluated, steps=STEPS)
     return request.param, EventAccumulator(str(cli.run_folder), size_guidance=EVERYTHING).Reload()
 
 
@@ -48,6 +49,12 @@ def test_curves_have_a_point_for_every_step(board) -> None:
         assert steps == list(range(1, STEPS + 1)), tag
     rates = [event.value for event in events.Scalars(next(t for t in every_step if t.startswith("train/lr/")))]
     assert rates[0] == max(rates) > rates[-1] > 0  # a warm-up of one step, then the cosine
+
+
+def test_what_one_validation_found_stands_at_one_step(board) -> None:
+    stage, events = board
+    tags = ("val/accuracy/overall", *(("val/sse_u/nll",) if stage == "stage2" else ()))
+    assert {tag: [event.step for event in events.Scalars(tag)] for tag in tags} == dict.fromkeys(tags, [STEPS])
 
 
 def test_gates_by_rank_tier_are_drawn_and_written(board) -> None:

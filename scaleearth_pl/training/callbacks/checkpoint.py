@@ -1,6 +1,7 @@
 """When a run is saved, and what may be deleted: never the last good file before the next one is on the disk.
 
-A checkpoint is taken after every `every_n_steps` optimizer steps, and where training stops early. Two places have none:
+A checkpoint is taken after every `every_n_steps` optimizer steps, and where training stops early: there before Lightning
+counts the cut epoch as a whole one, or a resumed run would leave out the rest of it. Two places have none:
 
 * a step that validation follows: it is saved *after* that validation. Lightning resumes a checkpoint from before it
   as if it had taken place, so a kill during validation would skip it; now validation runs once, in full.
@@ -52,19 +53,21 @@ class Checkpoints(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Saves every n steps, or marks the step for after its validation."""
+        """Saves every n steps and where a time limit stops the run, or marks the step for after its validation."""
         self._complete = is_last_step(trainer)
-        self._due = trainer.global_step % self.every_n_steps == 0 and not self._complete
+        due = trainer.should_stop or trainer.global_step % self.every_n_steps == 0
+        self._due = due and not self._complete
         if self._due and not validation_follows(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Saves what was due."""
-        if self._due and trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking:
+        """Saves what was due, and where validation stops the run (early stopping)."""
+        due = self._due or (trainer.should_stop and not self._complete)
+        if due and trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking:
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Saves a run that ends before its last step (a time limit, early stopping)."""
+        """Saves a run that a whole epoch ended before its last step."""
         if trainer.global_step and not self._complete:  # as of its last step: by now Lightning has counted the epoch on
             self.save(trainer)
 
