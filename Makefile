@@ -49,7 +49,7 @@ FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
 STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES) $(ARGS2)
 
-.PHONY: help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
+.PHONY: look help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,9 +72,10 @@ test: setup  ## the test suite (FAST=1: without its slowest tests, in half the t
 
 shards: $(ROOT)/index.json  ## the corpus CORPUS as shards (world: procedural, no download)
 corpus: shards  ## the same, under its other name
-# Where the generator is newer, `prepare` looks: it leaves a corpus of the same content alone and refuses a stale one.
+# Where the generator is newer, or archives are named, `prepare` looks: it leaves a corpus of the same content alone and
+# refuses a stale one.
 # Status 3 says that records were refused, fewer than the fatal share: the corpus is whole, its quarantine.jsonl names them.
-$(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) | setup
+$(ROOT)/index.json: $(wildcard scaleearth_pl/prepare/$(CORPUS)/*.py) $(if $(ARCHIVES),look) | setup
 	@start=$$SECONDS; { $(BIN)/scaleearth prepare experiments/corpus/$(CORPUS).yaml --out $(ROOT) \
 	  $(if $(ARCHIVES),--set root=$(ARCHIVES)) || [ $$? -eq 3 ]; } && \
 	  { test -e $(ROOT)/.seconds || echo $$((SECONDS - start)) > $(ROOT)/.seconds; }
@@ -114,9 +115,10 @@ compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the sa
 
 # % is the name of a file in experiments/baseline or experiments/ablation. A twin that is trained is left as it is.
 twin-%: setup shards $(BACKBONE_FILE)  ## ours with one idea changed: twin-plain_lora, twin-no_tiers, ...
-	@test -e runs/$*-$(TAG)/latest/predictions.jsonl || { set -o pipefail; $(STAGE2_FIT) \
-	  -c $(or $(wildcard experiments/ablation/$*.yaml),experiments/baseline/$*.yaml) \
-	  --experiment $*-$(TAG) $(call resume,runs/$*-$(TAG)) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; }
+	@if test -e runs/$*-$(TAG)/latest/predictions.jsonl; then \
+	  echo "$*: runs/$*-$(TAG)/latest is kept as it is; remove runs/$*-$(TAG) to train it again"; \
+	else set -o pipefail; $(STAGE2_FIT) -c $(or $(wildcard experiments/ablation/$*.yaml),experiments/baseline/$*.yaml) \
+	  --experiment $*-$(TAG) $(call resume,runs/$*-$(TAG)) $(STAGE2_SET) 2>&1 | sed -u 's/^/$*: /'; fi
 
 bench: setup  ## the ladder against other trainers (extra bench)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -105,6 +105,14 @@ def test_archives_of_any_corpus_have_two_names(clone: Path) -> None:
         assert any("--set root=/raw" in line for line in planned(clone, "shards", "CORPUS=rsvqa", word))
 
 
+def test_archives_that_are_named_are_looked_at(clone: Path) -> None:
+    """`prepare` says whether they still are what the corpus was made of."""
+    (clone / "data_shards/mine").mkdir()
+    (clone / "data_shards/mine/index.json").touch()
+    assert not any("scaleearth prepare" in line for line in planned(clone, "shards", "CORPUS=mine"))
+    assert any("scaleearth prepare" in line for line in planned(clone, "shards", "CORPUS=mine", "ARCHIVES=/raw"))
+
+
 def test_fast_leaves_out_the_slow_tests_and_nothing_else_does(clone: Path) -> None:
     assert any('-m "not slow"' in line for line in planned(clone, "test", "FAST=1"))
     assert not any("not slow" in line for line in planned(clone, "test"))

@@ -20,9 +20,12 @@ BASE_ORIGIN = "scaleearth_base.json"
 NEWEST_RUN = "runs/stage2-*/latest"
 """Where a model is looked for if none is named."""
 
+FAST = "-fast"
+"""Ends the names of the Makefile's smoke tests, whose forty steps are no model."""
+
 
 def find_adapter(folder: Path | str | None) -> Path:
-    """The adapter folder of a run, or the folder itself; None takes the newest run of `NEWEST_RUN`.
+    """The adapter folder of a run, or the folder itself; None takes the newest run of `NEWEST_RUN`, whole ones first.
 
     Raises:
         CheckpointError: none there.
@@ -54,7 +57,8 @@ def _newest_run() -> Path:
             field="model",
             remedy="name one with --model RUN_OR_FOLDER, or train one: `make stage2`",
         )
-    return max(found, key=lambda path: (path / OUR_CONFIG).stat().st_mtime).resolve()
+    whole = [path for path in found if not path.parents[1].name.endswith(FAST)]
+    return max(whole or found, key=lambda path: (path / OUR_CONFIG).stat().st_mtime).resolve()
 
 
 def find_base(adapter_path: Path, meta: AdapterMeta) -> str:

@@ -6,6 +6,7 @@ The total is L = L_VLM + lambda_eff * L_NLL. With the vision tower frozen and th
 the gate, the two losses share no trainable parameter: lambda_eff only scales SSE-U's own gradient, and is not tuned.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -16,6 +17,8 @@ from torch import nn
 
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
+from scaleearth_pl.core.run_files import RUN
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.loading.folders import check_base
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, apply_adapter, load_adapter, save_adapter
@@ -105,6 +108,8 @@ class Stage2(TreeTraining):
         # A link such as stage1/latest may point elsewhere before this run ends.
         self.base = without_links(self.source) if self.source and Path(self.source).is_dir() else self.source
         device = self.trainer.strategy.root_device
+        if self.fitting:
+            refuse_stale_stage1(str(self.base), self.datamodule.index)
         backbone = build_backbone(
             self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids, device=device
         )
@@ -208,6 +213,22 @@ class Stage2(TreeTraining):
                     "gsd_text": processor.gsd_text,
                 },
             },
+        )
+
+
+def refuse_stale_stage1(base: str, index: ShardIndex) -> None:
+    """`ConfigError` for a stage 1 of an earlier build of this corpus: what it was trained on may be evaluated now."""
+    record = Path(base).parent / RUN
+    if not record.is_file():
+        return
+    trained = json.loads(record.read_text())
+    if trained.get("corpus") == index.root.name and trained.get("corpus_hash") != index.content_hash:
+        raise ConfigError(
+            "stage 1 was trained on another build of this corpus, whose images may be evaluated now",
+            file=record,
+            field="corpus_hash",
+            value=trained.get("corpus_hash"),
+            remedy="remove that run and train stage 1 again (`make stage2` does); or name its weights by another folder",
         )
 
 

@@ -92,6 +92,21 @@ def test_patternnet_heeds_a_folders_split(tmp_path: Path) -> None:
     assert len(entries("patternnet", tmp_path)[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "says"), [("splt", "write 'split'"), ("Answer", "write 'answer'"), ("gsd_m", "world file")]
+)
+def test_a_misspelt_column_of_ones_own_table_is_an_error_and_others_are_ones_own(
+    tmp_path: Path, key: str, says: str
+) -> None:
+    row = {"image": "a.tif", "question": "q?", "answer": "a", "comment": "mine", "idx": 3}
+    put_images(tmp_path, "a.tif")
+    put(tmp_path / "questions.jsonl", json.dumps(row))
+    entries("geotiffs", tmp_path)
+    put(tmp_path / "questions.jsonl", json.dumps(row | {key: "0.3"}))
+    with pytest.raises(ConfigError, match=rf"field '{key}'.*{says}"):
+        entries("geotiffs", tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "folder"), [("patternnet", "PatternNet"), ("mtsccd", "MtSCCD")])
 def test_a_split_without_an_image_is_an_error_and_not_an_empty_corpus(tmp_path: Path, kind: str, folder: str) -> None:
     put_images(tmp_path / folder, *(f"bridge/{number}.png" for number in range(20)))

@@ -1,12 +1,16 @@
 """`scaleearth ask`: answers on standard output, plain errors, and the real GeoTIFFs with their traps."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from serving_fakes import geotiff, png
 
 from scaleearth_pl import cli
+from scaleearth_pl.loading.folders import find_adapter
+from scaleearth_pl.model.adapter_io import OUR_CONFIG
 from scaleearth_pl.serving.ask import main, spread
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real" / "geotiff"
@@ -100,6 +104,18 @@ def test_the_newest_run_is_the_default(fake_run, tmp_path, capsys, monkeypatch):
     assert main([str(geotiff(tmp_path / "t.tif", 0.3)), "-q", "Roads?", "--json", "--max-new-tokens", "1"]) == 0
     captured = capsys.readouterr()
     assert "stage2-fake" in captured.err and len(captured.out.splitlines()) == 1
+
+
+def test_a_smoke_test_is_the_default_only_where_there_is_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("stage2-tiny-mine", "stage2-tiny-mine-fast")):
+        config = tmp_path / "runs" / name / "latest" / "adapter" / OUR_CONFIG
+        config.parent.mkdir(parents=True)
+        config.touch()
+        os.utime(config, (number, number))
+    assert find_adapter(None).parents[1].name == "stage2-tiny-mine"
+    shutil.rmtree(tmp_path / "runs" / "stage2-tiny-mine")
+    assert find_adapter(None).parents[1].name == "stage2-tiny-mine-fast"
 
 
 @pytest.mark.parametrize(

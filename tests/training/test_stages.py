@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients,
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.loading.model import load_model
 from scaleearth_pl.loading.settings import read_config
@@ -20,7 +22,7 @@ from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
-from scaleearth_pl.training.stage2 import without_links
+from scaleearth_pl.training.stage2 import refuse_stale_stage1, without_links
 
 RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true", *UNDRAWN)
 STEPS = 4
@@ -143,6 +145,19 @@ def test_stage_1_refuses_weights_that_were_trained_on_other_ids(fake_corpus: Pat
     )
     with pytest.raises(ConfigError, match=r"another tokenizer.*Remedy: --data.tokenizer .*hf"):
         fit("stage1", fake_corpus, tmp_path, *words, steps=1)
+
+
+@pytest.mark.parametrize(("content", "fine"), [(None, True), ("an earlier build", False)])
+def test_a_stage_1_of_another_build_of_the_corpus_is_refused(
+    fake_corpus: Path, tmp_path: Path, content: str | None, fine: bool
+) -> None:
+    """Its training images may be test images now."""
+    index = ShardIndex.load(fake_corpus)
+    record = {"corpus": index.root.name, "corpus_hash": content or index.content_hash}
+    refuse_stale_stage1(str(tmp_path / "hf"), index)  # a folder that is no run says nothing
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with nullcontext() if fine else pytest.raises(ConfigError, match="another build of this corpus"):
+        refuse_stale_stage1(str(tmp_path / "hf"), index)
 
 
 def test_the_run_folder_says_what_was_run(stage2: Any) -> None:

@@ -1,14 +1,16 @@
 """A folder of GeoTIFFs and a file of questions: the importer for anybody's own data.
 
 `questions.jsonl` (or .json, .csv): one row a question, `image, question, answer` and, as wanted, `type, family, split,
-options, id`. The GSD of every image is measured from its own transform (`geo/`), sidecars and name; a raster that tells
-nothing is *unknown*, unless `sensor` or `dataset` names a row of the tables. 16-bit, float and large rasters become RGB
-as `picture.py` says. The question file selects: rasters that it does not name are not imported.
+options, id`; other columns are passed over, but one that is nearly one of these is an error. The GSD of every image is
+measured from its own transform (`geo/`), sidecars and name; a raster that tells nothing is *unknown*, unless `sensor` or
+`dataset` names a row of the tables. 16-bit, float and large rasters become RGB as `picture.py` says. The question file
+selects: rasters that it does not name are not imported.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,7 @@ from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree
 from scaleearth_pl.prepare.inject import Evidence
 
+_KEYS = ("image", "question", "answer", "type", "family", "split", "options", "id")
 _TABLES = ("questions.jsonl", "questions.json", "questions.csv")
 
 
@@ -77,9 +80,10 @@ class GeoTiffs(Source):
             if isinstance(row, SampleError):
                 keep_bad_row(bad, Rejected(source=self.name, item=place, kind="broken_json", reason=str(row)), table)
                 continue
+            _refuse_misspelt(row, table)
             image, split = row.get("image"), row.get("split") or "train"
             if not isinstance(image, str) or not image.isprintable() or split not in self.allowed_splits:
-                reason = f"image {image!r}, split {split!r}"
+                reason = f"image {image!r}, split {split!r}; splits are {', '.join(self.allowed_splits)}"
                 keep_bad_row(bad, Rejected(source=self.name, item=place, kind="bad_row", reason=reason), table)
             elif split in self.splits:
                 yield plain_name(image), number, number, split, json.dumps(row), None
@@ -100,8 +104,8 @@ class GeoTiffs(Source):
             try:
                 qas.append(_question(json.loads(text), f"{image_id}-{number}"))
             except (SampleError, KeyError) as error:
-                item = f"{image_name}#{number}"
-                yield Rejected(source=self.name, item=item, kind="bad_question", reason=repr(error))
+                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+                yield Rejected(source=self.name, item=f"{image_name}#{number}", kind="bad_question", reason=reason)
         if qas:
             yield self._found(image_id, image, splits.pop(), tuple(qas))
 
@@ -119,6 +123,16 @@ class GeoTiffs(Source):
             sensor=self.sensor,
             licence=self.licence,
         )
+
+
+def _refuse_misspelt(row: Row, table: Path) -> None:
+    """`ConfigError` for a key that is nearly one of ours, whose value would be lost; other keys are the user's own."""
+    for key in (key for key in row if key not in _KEYS):
+        if key.lower() in ("gsd", "gsd_m"):
+            remedy = "write it into the image or a world file, or import by `sensor` or `dataset`"
+            raise ConfigError("a GSD in the table is not read", file=table, field=key, value=row[key], remedy=remedy)
+        if close := get_close_matches(key.lower(), _KEYS[:-1], n=1, cutoff=0.75):
+            raise ConfigError("misspelt key", file=table, field=key, value=row[key], remedy=f"write {close[0]!r}")
 
 
 def _question(row: Row, identity: str) -> Question:
