@@ -125,6 +125,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         self.max_bad_share, self.limit_images, self.controls = max_bad_share, limit_images, controls
         self.cache_dir = Path(cache_dir) if cache_dir else self.root / ".cache"
         self.start_step = 0
+        self.tests_after_fit = False
         self.text_gsd_m: Mapping[str, float] | None = None
         self._rank, self._world_size = rank, world_size
         self._plans: dict[Kind, SplitPlan] = {}
@@ -176,9 +177,8 @@ class GeoScaleDataModule(pl.LightningDataModule):
         """Makes tokenizer and token lengths once per node, before the ranks need them; `setup` says what is wrong."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn else "fit"
         with suppress(ScaleEarthError):  # the other nodes wait at a barrier, and would for ever
-            for kind in KINDS_OF_STAGE[stage]:
-                if self.splits[kind]:
-                    self.split_plan(kind)
+            for kind in self.kinds_ahead(stage):
+                self.split_plan(kind)
 
     def setup(self, stage: str) -> None:
         """Checks shard sizes, plans the splits of this stage, and agrees on the micro-batch budget.
@@ -186,7 +186,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
         Raises:
             ScaleEarthError: of the kind that says what is wrong with corpus or settings, or between ranks.
         """
-        kinds = [kind for kind in KINDS_OF_STAGE[stage] if self.splits[kind]]
+        kinds = self.kinds_ahead(stage)
         self._budget = agreed_budget(self.trainer, self.micro_token_budget)
         problem: ScaleEarthError | None = None
         try:
@@ -207,6 +207,11 @@ class GeoScaleDataModule(pl.LightningDataModule):
         self.prepare_data()
         self.setup(stage)
         return self
+
+    def kinds_ahead(self, stage: str) -> list[Kind]:
+        """Loaders that a stage will ask for, where they have splits; a fit that ends in a test needs that one too."""
+        tests = ("test",) if stage == "fit" and self.tests_after_fit else ()
+        return [kind for kind in (*KINDS_OF_STAGE[stage], *tests) if self.splits[kind]]
 
     def split_plan(self, kind: Kind) -> SplitPlan:
         """Lengths, trees and order of one kind of loader, made on first use."""

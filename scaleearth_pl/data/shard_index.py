@@ -168,7 +168,8 @@ class ShardIndex:
                     file=self.root / INDEX_NAME,
                     field="split",
                     value=split,
-                    remedy=f"it has {list(self.splits)}",
+                    remedy=f"it has {list(self.splits)}"
+                    + ("; `--data.val_splits '[]'` trains without validation" if split == "val" else ""),
                 )
         ranges = [np.arange(s.start, s.stop) for s in self.shards if s.split in splits]
         return np.concatenate([np.zeros(0, np.int64), *ranges])

@@ -14,8 +14,10 @@ accuracies) and a chart beside it.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from scaleearth_pl.evaluation.tables import summary_tables, versus_table
 from scaleearth_pl.evaluation.versus_figure import save_versus_figure
 
 TWINS = ("plain_lora", "gsd_text", "bucketed")
+"""The paper's baselines, which `make compare` trains; a twin of one's own has any other name."""
+
 IMAGE_ONLY_TWIN = "plain_lora"
 """The twin that sees image and question but is not told the GSD: its accuracy is the image-only floor."""
 
@@ -100,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scaleearth compare", description="Ours and its twins.")
     parser.add_argument("ours", type=Path, nargs="+", help="run folder of the gated model; several are seeds")
     parser.add_argument(
-        "--twin", action="append", default=[], metavar="NAME=DIR", help=f"one of {TWINS}; repeat for seeds, in order"
+        "--twin",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help=f"{', '.join(TWINS)}, or a name of yours; repeat for seeds",
     )
     parser.add_argument("--out", type=Path, default=Path("comparison.json"), help="where the document goes")
     parser.add_argument("--corpus", type=Path, help="data_shards/NAME, for the floors that need its questions")
@@ -121,14 +129,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_twins(pairs: Sequence[str]) -> dict[str, list[RunFolder]]:
-    """`["plain_lora=runs/plain/latest", ...]` as loaded runs by name; `ConfigError` for an unknown name."""
+    """`["plain_lora=runs/plain/latest", ...]` as loaded runs by name; `ConfigError` for one that is nearly a baseline's."""
     twins: dict[str, list[RunFolder]] = {}
     for pair in pairs:
         name, _, path = pair.partition("=")
-        if name not in TWINS or not path:
-            raise ConfigError(
-                "a twin is given as NAME=DIR", field="twin", value=pair, remedy=f"NAME is one of {', '.join(TWINS)}"
-            )
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not path or name == "ours":
+            remedy = f"NAME is {', '.join(TWINS)}, or lower-case letters, digits and _"
+            raise ConfigError("a twin is given as NAME=DIR", field="twin", value=pair, remedy=remedy)
+        if name not in TWINS and (near := get_close_matches(name, TWINS, n=1, cutoff=0.8)):
+            raise ConfigError("misspelt twin", field="twin", value=name, remedy=f"write {near[0]}, or another name")
         twins.setdefault(name, []).append(RunFolder.load(Path(path)))
     return twins
 

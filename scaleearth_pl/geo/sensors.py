@@ -11,6 +11,7 @@ A row states either gsd_m or an interval low_m..high_m; an interval is imprecise
 import csv
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from io import StringIO
@@ -69,6 +70,20 @@ class Table:
         """The row of a name and product, or None."""
         plain = _key(product)
         return self._index.get((_key(name), _PRODUCT_ALIASES.get(plain, plain)))
+
+    def refuse_unknown(self, name: str | None, product: str = "rgb", *, field: str) -> None:
+        """`ConfigError` for a user's row that is not here, which would be passed over; None asks for none."""
+        if name is None or self.find(name, product) is not None:
+            return
+        products = sorted({row.product for row in self.rows if _key(name) in map(_key, (row.name, *row.aliases))})
+        names = {_key(n): n for row in self.rows for n in (*row.aliases, row.name)}
+        near = [names[key] for key in get_close_matches(_key(name), names, n=3)] or sorted(names.values())
+        raise ConfigError(
+            f"the table of the package has no such {field}",
+            field=field,
+            value=f"{name}, product {product}" if products else name,
+            remedy=f"of it there is product {', '.join(products)}" if products else f"there is {', '.join(near)}",
+        )
 
     def candidate(self, name: str, product: str = "rgb") -> Candidate | None:
         """The candidate of a name and product, or None where the table does not hold it."""

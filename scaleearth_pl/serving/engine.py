@@ -44,7 +44,7 @@ from scaleearth_pl.loading.model import LoadedModel, Precision, load_model
 from scaleearth_pl.model.generate import prompts_only
 from scaleearth_pl.serving.images import ImageInput, OpenedImage, open_image
 from scaleearth_pl.serving.query import Answer, Prepared, Prompt, Query, as_sample, users_word
-from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, disagreement, resolve_scales, source_of
+from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed, disagreement, resolve_scales, source_of, unheard
 from scaleearth_pl.serving.stream import OnToken, Streams, passes, shifted
 
 __all__ = ["Answer", "Assistant", "Prepared", "Prompt", "Query", "ScaleUsed"]
@@ -285,5 +285,5 @@ class Assistant:
             sse_u_sigma_log10=None if math.isnan(spread) else spread,
             native_size=image.native_size,
             seen_size=seen,
-            notes=(*gsd.all_notes, *image.notes, *enlarged, *apart),
+            notes=(*gsd.all_notes, *image.notes, *enlarged, *unheard(prepared.choice.policy, told), *apart),
         )

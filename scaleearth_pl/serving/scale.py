@@ -163,6 +163,13 @@ def source_of(policy: Policy, metadata_source: str | None) -> str:
     return metadata_source if policy == "metadata" else f"{metadata_source} and SSE-U"
 
 
+def unheard(policy: Policy, metadata_source: str | None) -> tuple[str, ...]:
+    """A note where the user states a GSD and names a policy that does not ask for it, else nothing."""
+    if metadata_source != "user" or policy in ("metadata", "fused"):
+        return ()
+    return (f"the gate does not use gsd_m under policy {policy!r}; 'metadata' or 'fused' would",)
+
+
 def disagreement(
     policy: Policy, metadata: tuple[float | None, float | None], sse_u: tuple[float, float]
 ) -> tuple[str, ...]:

@@ -58,6 +58,10 @@ class ScaleEarthCLI(LightningCLI):
             point_latest(folder)
         return trainer
 
+    def before_fit(self) -> None:
+        """What will be tested at the end is looked at before training, too."""
+        self.datamodule.tests_after_fit = self.config.fit.test_after_fit
+
     def after_fit(self) -> None:
         """Tests the weights in memory, which are the ones just written."""
         if self.config.fit.test_after_fit:

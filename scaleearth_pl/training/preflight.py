@@ -21,6 +21,7 @@ from scaleearth_pl.core.errors import PreflightError
 from scaleearth_pl.core.gsd import Tier
 from scaleearth_pl.data.plan import Items
 from scaleearth_pl.data.shards import ShardIndex
+from scaleearth_pl.data.split import Kind
 from scaleearth_pl.model.activations import bytes_per_token
 from scaleearth_pl.model.scaleearth import ScaleEarth
 
@@ -55,18 +56,19 @@ def check_tokens(model: ScaleEarth, batch: TreeBatch) -> int:
     return supervised
 
 
-def check_validation_scales(model: ScaleEarth, items: Items, index: ShardIndex) -> None:
-    """Policy "metadata" refuses an image without a GSD in evaluation: at the first validation, hours from now."""
+def check_evaluated_scales(model: ScaleEarth, items: Items, index: ShardIndex, kind: Kind) -> None:
+    """Policy "metadata" refuses an image without a GSD in evaluation: at the first validation or test, hours from now."""
     if not model.adapters or model.resolver.config.policy != "metadata":
         return
     unknown = [row for row in dict.fromkeys(items.row_N.tolist()) if index.tier_of_row(row) is Tier.UNKNOWN]
     if unknown:
         raise PreflightError(
-            "validation would stop at images without a GSD",
+            f"{'validation' if kind == 'val' else 'the test after training'} would stop at images without a GSD",
             file=index.where(unknown[0]),
             field="resolver.policy",
             value=f"metadata, {len(unknown)} such images",
-            remedy="keep them out of the val split, use policy predicted or fused, or set trainer.limit_val_batches 0",
+            remedy=f"keep them out of the {kind} split, use policy predicted or fused, or set "
+            + ("trainer.limit_val_batches 0" if kind == "val" else "test_after_fit false"),
         )
 
 

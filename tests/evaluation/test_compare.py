@@ -96,7 +96,11 @@ def test_command_line_writes_document_details_and_chart(runs, tmp_path, capsys):
         assert min(chart.size) > 200
         assert len(chart.convert("RGB").getcolors(1 << 20)) > 5
     assert "scale_specific" in capsys.readouterr().out
-    assert module.main([ours, "--twin", f"mystery={plain}"]) == 2
+    assert module.main([ours, "--twin", f"no_tiers={plain}", "--out", str(out)]) == 0
+    assert list(json.loads(out.read_text())["versus"]) == ["no_tiers"]
+    for name, says in (("plain-lora", "lower-case"), ("plain_lor", "write plain_lora"), ("ours", "lower-case")):
+        assert module.main([ours, "--twin", f"{name}={plain}"]) == 2
+        assert says in capsys.readouterr().err
     assert module.main([ours, "--twin", "plain_lora=/nowhere"]) == 2
     write_rows(runs["plain"].path / "predictions.jsonl", runs["plain"].predictions[:9])
     assert module.main([ours, *twins, "--out", str(out)]) == 2

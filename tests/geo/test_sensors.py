@@ -70,3 +70,14 @@ def test_a_product_named_twice_is_refused() -> None:
     Table([row("A"), row("A", "pan")], Stage.SENSOR)
     with pytest.raises(ConfigError, match="twice"):
         Table([row("A"), row("B", "rgb", "a")], Stage.SENSOR)
+
+
+def test_a_users_row_that_is_not_there_is_named_with_what_is() -> None:
+    sensors().refuse_unknown(None, field="sensor")
+    sensors().refuse_unknown("quickbird 2", "multispectral", field="sensor")
+    with pytest.raises(ConfigError, match=r"no such sensor.*Sentinel-22.*there is.*Sentinel-2"):
+        sensors().refuse_unknown("Sentinel-22", field="sensor")
+    with pytest.raises(ConfigError, match=r"S2, product 5m.*there is product 20m, 60m, rgb"):
+        sensors().refuse_unknown("S2", "5m", field="sensor")
+    with pytest.raises(ConfigError, match=r"no such dataset.*'mine'.*there is.*PatternNet"):
+        datasets().refuse_unknown("mine", field="dataset")

@@ -216,6 +216,7 @@ def test_changed_tensors_are_refused(
         (lambda r: r.pop("resolver"), "missing or unexpected keys.*resolver"),
         (lambda r: r["adapters"].update(rank_pattern={}), "AdapterConfig.*rank_pattern"),
         (lambda r: r["adapters"]["gate"].update(sharpness=-1.0), "sharpness"),
+        (lambda r: r["adapters"]["gate"].update(sharpness=5.0), "gate_values"),
         (lambda r: r["adapters"]["gate"].update(kind="open"), "14 unexpected"),
         (lambda r: r["adapters"]["gate"].update(kind="hard"), r"Literal.*gate\.kind.*'hard'"),
         (lambda r: r["resolver"].update(policy="Predicted"), r"Literal.*'fused'.*resolver\.policy.*'Predicted'"),
@@ -224,6 +225,7 @@ def test_changed_tensors_are_refused(
         (lambda r: r["adapters"].update(targets=["q_proj", 7]), r"tuple.*adapters\.targets"),
         (lambda r: r["sse_u"].update(texture=None), r"bool.*sse_u\.texture"),
         (lambda r: r.update(resolver="fused"), r"ResolverConfig.*resolver.*'fused'"),
+        (lambda r: r.update(gate_values=[0.5, "x"]), "gate_values"),
         (lambda r: r.update(sse_u=None), "unexpected.*gsd_head"),
         (lambda r: r["files"].clear(), "checksums"),
     ],
@@ -235,6 +237,25 @@ def test_changed_settings_are_refused(
     edit_json(folder / OUR_CONFIG, change)
     with pytest.raises(CheckpointError, match=message):
         load_adapter(folder)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_an_adapter_of_another_formula_is_refused(
+    base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: dict
+) -> None:
+    """The README's bell, after training under the paper's gate: tensors and settings fit, answers would not."""
+    folder = Model(base, **gate).save(tmp_path / "a")
+
+    def bell(tau_Mr: Tensor, sharpness: float, log10_gsd_G: Tensor, sigma_G: Tensor) -> Tensor:
+        return torch.exp(-(sharpness * (tau_Mr[:, None] - log10_gsd_G[:, None]) / 4).square())
+
+    monkeypatch.setattr("scaleearth_pl.model.gate.openness", bell)
+    if gate.get("kind", "continuous") == "continuous":
+        with pytest.raises(CheckpointError, match=r"another gate.*gate_values.*commit abc"):
+            load_adapter(folder)
+        edit_json(folder / OUR_CONFIG, lambda row: row.pop("gate_values"))  # as folders from before have none
+    load_adapter(folder)
+    load_adapter(Model(base, **gate).save(tmp_path / "b"))
 
 
 @pytest.mark.parametrize("file", [PEFT_CONFIG, PEFT_WEIGHTS, OUR_WEIGHTS, OUR_CONFIG])

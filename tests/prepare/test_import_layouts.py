@@ -16,6 +16,7 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
 from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
+from scaleearth_pl.prepare.inject import inject
 
 EVERY = ["train", "val", "test"]
 SHARES = {"val": 0.3, "test": 0.3}
@@ -93,7 +94,7 @@ def test_patternnet_heeds_a_folders_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "says"), [("splt", "write 'split'"), ("Answer", "write 'answer'"), ("gsd_m", "world file")]
+    ("key", "says"), [("splt", "write 'split'"), ("Answer", "write 'answer'"), ("GSD", "write 'gsd_m'")]
 )
 def test_a_misspelt_column_of_ones_own_table_is_an_error_and_others_are_ones_own(
     tmp_path: Path, key: str, says: str
@@ -105,6 +106,67 @@ def test_a_misspelt_column_of_ones_own_table_is_an_error_and_others_are_ones_own
     put(tmp_path / "questions.jsonl", json.dumps(row | {key: "0.3"}))
     with pytest.raises(ConfigError, match=rf"field '{key}'.*{says}"):
         entries("geotiffs", tmp_path)
+
+
+def test_the_table_of_an_import_counts_tiers_by_split(tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{name}.tif", "question": "q?", "answer": "a", "split": split}
+        for name, split in (("fine", "train"), ("coarse", "test"), ("nowhere", "test"))
+    ]
+    put(make_geotiffs(tmp_path) / "questions.jsonl", "\n".join(map(json.dumps, [*rows, {"image": 3}])))
+    sources = {"geotiffs": {"root": "geotiffs", "splits": ["train", "test"]}}
+    config = ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.5)
+    tally = import_archives(config, tmp_path / "out")
+    columns = {str(column.header): list(column.cells) for column in tally.table().columns}
+    assert (columns["split"], columns["images"]) == (["test", "train"], ["2", "1"])
+    assert (columns["tiers"], columns["left out"]) == (["low 1, unknown 1", "high 1"], ["bad_row 1", ""])
+    assert tally.as_dict()["sources"]["geotiffs"]["tiers"] == {"high": 1, "low": 1, "unknown": 1}
+
+
+def test_questions_of_a_split_that_is_not_asked_for_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_geotiffs(tmp_path)
+    entries("geotiffs", root)
+    assert "not imported, for `splits` is ['train']: {'test': 1} questions" in caplog.text
+    caplog.clear()
+    entries("geotiffs", root, splits=["train", "test"])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("table", ["questions.jsonl", "questions.csv"])
+def test_a_table_may_state_a_gsd_and_the_transform_wins(tmp_path: Path, table: str) -> None:
+    """fine.tif measures half a metre; nowhere.tif knows nothing of itself."""
+    root = make_geotiffs(tmp_path)
+    stated = [("nowhere.tif", "30 cm"), ("nowhere.tif", ""), ("fine.tif", "2"), ("coarse.tif", "")]
+    (root / "questions.jsonl").unlink()
+    if table.endswith("csv"):
+        lines = ["image,question,answer,gsd_m", *(f"{image},q?,a,{told}" for image, told in stated)]
+    else:
+        lines = [json.dumps({"image": i, "question": "q?", "answer": "a", "gsd_m": told or None}) for i, told in stated]
+    put(root / table, "\n".join(lines))
+    found, rejected = entries("geotiffs", root)
+    chosen = {f.image_id: inject(f.evidence) for f in found}
+    assert {name: (r.gsd_m, str(r.provenance)) for name, r in chosen.items()} == {
+        "geotiffs-nowhere": (pytest.approx(0.3), "nominal"),
+        "geotiffs-fine": (pytest.approx(0.5, rel=0.01), "exact"),
+        "geotiffs-coarse": (pytest.approx(20.0, rel=0.01), "exact"),
+    }
+    assert "questions:gsd_m says 2 m" in chosen["geotiffs-fine"].disagreements[0]
+    assert not rejected
+
+
+@pytest.mark.parametrize(("values", "says"), [(["0"], "positive"), (["1 ft"], "length"), ([0.5, "60 cm"], "several")])
+def test_a_stated_gsd_that_is_none_costs_its_image(tmp_path: Path, values: list[Any], says: str) -> None:
+    rows = [{"image": "nowhere.tif", "question": "q?", "answer": "a", "gsd_m": v} for v in values]
+    put(make_geotiffs(tmp_path) / "questions.jsonl", "\n".join(map(json.dumps, rows)))
+    found, [rejected] = entries("geotiffs", tmp_path / "geotiffs")
+    assert (found, rejected.kind) == ([], "bad_gsd")
+    assert says in rejected.reason
+
+
+def test_a_sensor_that_no_table_knows_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    for kind, option in (("geotiffs", "sensor"), ("geotiffs", "dataset"), ("llava", "dataset")):
+        with pytest.raises(ConfigError, match=f"no such {option}.*'no such thing'"):
+            make_source(kind, {option: "no such thing", "name": "mine"}, tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("patternnet", "PatternNet"), ("mtsccd", "MtSCCD")])

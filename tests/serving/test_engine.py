@@ -152,6 +152,16 @@ def test_whose_word_counts(earth, tmp_path):
     assert off.gsd_m is None and off.tier == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"), [("open", True), ("predicted", True), ("fused", False), ("metadata", False)]
+)
+def test_a_gsd_that_the_policy_does_not_ask_for_is_not_lost_in_silence(earth, policy, said):
+    scale = earth.ask(picture(1), "Forest?", gsd_m=2.0, policy=policy).scale
+    assert any(f"does not use gsd_m under policy '{policy}'" in note for note in scale.notes) is said
+    silent = earth.ask(picture(1), "Forest?", policy="open").scale
+    assert not any("gsd_m" in note for note in silent.notes)
+
+
 def test_a_contradiction_is_said_aloud():
     """Two words four joint sigmas apart; and whatever gives no ground to compare them stays silent."""
     said = (1.0, 0.06)

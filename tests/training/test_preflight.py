@@ -13,7 +13,7 @@ from fakes.corpus import make_fake_corpus
 from fakes.runs import bits_of, fit, make_data, tiny_hf, tiny_model
 
 from scaleearth_pl.core.batch import TreeBatch
-from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, PreflightError
+from scaleearth_pl.core.errors import CheckpointError, DiskSpaceError, IndexSchemaError, PreflightError
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
@@ -217,8 +217,20 @@ def test_images_without_a_gsd_stop_a_run_before_its_first_validation_does(tmp_pa
     rows = data.split_plan("val").items, data.index
     for policy in (ResolverConfig(policy="predicted"), ResolverConfig(policy="spoof", spoof_gsd_m=1.0)):
         model.resolver = Resolver(policy)
-        preflight.check_validation_scales(model, *rows)
-    preflight.check_validation_scales(tiny_model(corpus, adapted=False), *rows)
+        preflight.check_evaluated_scales(model, *rows, "val")
+    preflight.check_evaluated_scales(tiny_model(corpus, adapted=False), *rows, "val")
+
+
+def test_a_fit_that_ends_in_a_test_looks_at_the_test_split_first(tmp_path: Path) -> None:
+    """An image without a GSD, or a split that is not there, is not found only after training."""
+    corpus = make_fake_corpus(tmp_path / "corpus", 12, n_val=7, with_unknown=True)
+    splits = "--data.val_splits", "[]", "--data.test_splits"
+    untested = fit("stage2", corpus, tmp_path / "runs", *splits, "[val]", steps=1)
+    assert untested.trainer.global_step == 1
+    with pytest.raises(PreflightError, match=r"test after training.*val/unknown.*test_after_fit false"):
+        fit("stage2", corpus, tmp_path / "runs", *splits, "[val]", "--test_after_fit", "true", steps=1)
+    with pytest.raises(IndexSchemaError, match=r"no such split.*'nowhere'"):
+        fit("stage2", corpus, tmp_path / "runs", *splits, "[nowhere]", "--test_after_fit", "true", steps=1)
 
 
 def test_a_foreign_module_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.geo.candidates import Candidate
+from scaleearth_pl.geo.sensors import datasets
 from scaleearth_pl.prepare.importers.dota import DotaParents
 from scaleearth_pl.prepare.importers.jsonfiles import rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, Records, Rejected
@@ -61,6 +62,7 @@ class Llava(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        datasets().refuse_unknown(self.dataset, field="dataset")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
             raise ConfigError("name must be lower-case letters, digits, - and _", field="name", value=self.name)
         if self.split not in self.allowed_splits:

@@ -42,7 +42,7 @@ class Tally:
     quarantine: Path
     images: Counter[tuple[str, str]] = field(default_factory=Counter)
     questions: Counter[tuple[str, str]] = field(default_factory=Counter)
-    tiers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tiers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Tally:
         """Counts a written sample."""
         self.images[sample.source, sample.split] += 1
         self.questions[sample.source, sample.split] += len(sample.qas)
-        self.tiers[sample.source, str(sample.tier)] += 1
+        self.tiers[sample.source, sample.split, str(sample.tier)] += 1
         self.converted[sample.source] += converted
 
     def bad(self, rejected: Rejected) -> None:
@@ -85,7 +85,7 @@ class Tally:
             source: {
                 "images": dict(_of(self.images, source)),
                 "questions": dict(_of(self.questions, source)),
-                "tiers": dict(_of(self.tiers, source)),
+                "tiers": dict(self._tiers(source)),
                 "rejected": dict(_of(self.rejected, source)),
                 "converted": self.converted[source],
             }
@@ -100,16 +100,23 @@ class Tally:
         for name in ("source", "split", "images", "questions", "tiers", "left out"):
             table.add_column(name, justify="right" if name in ("images", "questions") else "left")
         for source, report in self.as_dict()["sources"].items():
-            for split in report["images"] or [""]:
+            for row, split in enumerate(report["images"] or [""]):
                 table.add_row(
                     source,
                     split,
                     str(report["images"].get(split, 0)),
                     str(report["questions"].get(split, 0)),
-                    _pairs(report["tiers"]),
-                    _pairs(report["rejected"]),
+                    _pairs(self._tiers(source, split)),
+                    "" if row else _pairs(report["rejected"]),  # of the source: what failed may have no split
                 )
         return table
+
+    def _tiers(self, source: str, split: str | None = None) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for (name, of_split, tier), count in self.tiers.items():
+            if name == source and split in (None, of_split):
+                found[tier] += count
+        return found
 
 
 def dropped(record: Found) -> Rejected:

@@ -14,6 +14,8 @@ from rich.table import Table
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import DiskSpaceError, PreflightError
+from scaleearth_pl.data.datamodule import GeoScaleDataModule
+from scaleearth_pl.data.split import Kind
 from scaleearth_pl.model.backbone import assert_quantisation
 from scaleearth_pl.training import preflight
 from scaleearth_pl.training.base import TreeTraining
@@ -60,8 +62,8 @@ class Preflight(Callback):
         model, datamodule = module.model, module.datamodule
         step: StepBatch = datamodule.step_batch(0)
         micro = next((m for m in step.micro if not m.is_filler), step.micro[0]).to(module.device)
-        if datamodule.splits["val"] and module.trainer.limit_val_batches:
-            preflight.check_validation_scales(model, datamodule.split_plan("val").items, datamodule.index)
+        for kind in evaluated(module.trainer, datamodule):
+            preflight.check_evaluated_scales(model, datamodule.split_plan(kind).items, datamodule.index, kind)
         supervised = preflight.check_tokens(model, micro) if not micro.is_filler else 0
         trained = preflight.check_base_frozen(model, module.named_groups().values())
         quantised = assert_quantisation(model.backbone)
@@ -92,6 +94,12 @@ class Preflight(Callback):
             "activation checkpointing": "on" if checkpointing else "off",
             "predicted peak memory": f"{peak / 1e9:.2f} GB",
         }
+
+
+def evaluated(trainer: pl.Trainer, datamodule: GeoScaleDataModule) -> list[Kind]:
+    """Loaders of this fit that policy and GSDs have to answer for."""
+    off = {"train"} | {kind for kind in ("val", "test") if not getattr(trainer, f"limit_{kind}_batches")}
+    return [kind for kind in datamodule.kinds_ahead("fit") if kind not in off]
 
 
 def bytes_to_come(trainer: pl.Trainer, module: TreeTraining) -> int:
