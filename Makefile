@@ -7,7 +7,7 @@
 #: INIT_FROM=DIR         stage 2 starts from this folder, instead of from a stage 1 of ours
 #: RESUME=1              goes on from the newest valid checkpoints
 #: FAST=1                forty steps, to check that everything runs; such runs have names of their own (test: half of it)
-#: SEED=N DEVICES=N NODES=N JOBS=N   seed, GPUs, machines, twins at a time
+#: SEED=N DEVICES=N NODES=N JOBS=N   seed, GPUs (tiny: processes, 2), machines, twins at a time
 #: ARGS="..." ARGS2="..."   options added to the command (make stage2: to both stages); to stage 2 and its twins alone
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -20,13 +20,17 @@ export TOKENIZERS_PARALLELISM ?= false
 # Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores). Even a
 # bounded spin (GOMP_SPINCOUNT=20000), 6 per cent faster alone, takes twice the time beside two other jobs.
 export OMP_WAIT_POLICY ?= PASSIVE
-# A tiny run alone is 1.4 times as fast with a second thread (two cores; measured); runs side by side take one thread each, and
-# three of them share two cores better than two and then one. No hub is needed; the larger sizes fetch their weights there,
-# unless MODEL and INIT_FROM are folders.
+# A tiny run alone takes two ranks of one thread each: 1.15 to 1.5 times as fast as one rank of two threads, whose every
+# small operation waits for a thread to wake (docs/results.md). Twins side by side take one rank and thread each: three of
+# them share two cores better than two and then one. No hub is needed; the larger sizes fetch their weights there, unless
+# MODEL and INIT_FROM are folders.
 ifeq ($(SIZE),tiny)
 export HF_HUB_OFFLINE ?= 1
-export OMP_NUM_THREADS ?= 2
+DEVICES ?= $(if $(filter 1,$(shell getconf _NPROCESSORS_ONLN)),1,2)
 JOBS ?= 3
+ALONE := DEVICES=1 OMP_NUM_THREADS=1
+export OMP_NUM_THREADS ?= 2
+stage1 stage2 twin-%: export OMP_NUM_THREADS := $(if $(filter 1,$(DEVICES)),2,1)
 test falsify ablations bench torture: export OMP_NUM_THREADS := 1
 endif
 
@@ -109,7 +113,7 @@ sheets: setup shards  ## images, questions and every variant's answers side by s
 
 compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
 	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
-	@$(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=1) $(MAKE) --no-print-directory -j $(or $(JOBS),1) $(TWINS:%=twin-%)
+	@$(MAKE) --no-print-directory -j $(or $(JOBS),1) $(if $(filter-out 1,$(JOBS)),$(ALONE)) $(TWINS:%=twin-%)
 	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
 	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
 

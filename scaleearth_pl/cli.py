@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     75 instead of 2 asks to be resumed; SIGTERM ends in 143.
     """
-    from scaleearth_pl.training.process import as_process
+    if argv is None:
+        from scaleearth_pl.training.process import as_process
 
-    return as_process(lambda: run(sys.argv[1:])) if argv is None else run(argv)
+        as_process(lambda: run(sys.argv[1:]))
+    return run(argv)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -260,6 +260,32 @@ def test_a_destructor_that_aborts_does_not_change_the_status(way: str) -> None:
     assert ("PeerLostError: gone" in done.stderr) == (way == "error")
 
 
+ENDS_WELL = """
+import atexit, sys, threading, time
+from scaleearth_pl.training.process import as_process
+class Slow:
+    def __del__(self): time.sleep(60)  # what Python would do with the modules before it ends
+keep = Slow()
+def later(): time.sleep(0.3); print("thread")
+atexit.register(print, "exit function")
+def run(): threading.Thread(target=later).start(); print("run"); return 0
+as_process(run)
+"""
+
+
+def test_a_success_waits_for_threads_and_exit_functions_and_for_nothing_else() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", ENDS_WELL], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["run", "thread", "exit function", ""])
+    assert 0.3 < time.monotonic() - started < 40
+
+
+def test_a_success_that_could_not_be_printed_is_none() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", ENDS_WELL], stdout=full, check=False, timeout=50)
+    assert done.returncode == 120
+
+
 def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
