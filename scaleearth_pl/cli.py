@@ -79,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
         typed = typed_error(error)
         if typed is None:
             raise
-        sys.stderr.write(f"\n{type(typed).__name__}: {typed}\n")
+        if not typed.said:
+            sys.stderr.write(f"\n{type(typed).__name__}: {typed}\n")
         return typed.exit_status
     return 0
 

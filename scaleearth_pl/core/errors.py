@@ -22,9 +22,11 @@ class ScaleEarthError(Exception):
 
     Attributes:
         exit_status: what the process ends with; 2, or 75 ("try again") where resuming is the remedy.
+        said: rank 0 prints the same on the same screen.
     """
 
     exit_status: ClassVar[int] = 2
+    said = False
 
     def __init__(
         self,

@@ -27,14 +27,23 @@ def device_of(trainer: pl.Trainer | None) -> torch.device:
     return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
 
-def raise_together(trainer: pl.Trainer | None, problem: ScaleEarthError | None) -> None:
-    """Raises this rank's `problem`; and a `ShardError` where only another has one, which all would wait for in vain."""
-    if trainer is not None and trainer.world_size > 1:
-        all_well = trainer.strategy.reduce_boolean_decision(problem is None, all=True)
-        if problem is None and not all_well:
-            raise ShardError("another rank cannot plan its reading", remedy="its own message says why")
-    if problem is not None:
-        raise problem
+def raise_together(trainer: pl.Trainer | None, problem: ScaleEarthError | None, *, elsewhere: str) -> None:
+    """Raises this rank's `problem`; and a `ShardError`, `elsewhere`, where only another has one.
+
+    Without it the others would wait in vain in their next collective. A problem that rank 0 has in the same words and on
+    the same machine is marked as said.
+    """
+    if trainer is None or trainer.world_size == 1:
+        if problem is not None:
+            raise problem
+        return
+    if trainer.strategy.reduce_boolean_decision(problem is None, all=True):
+        return
+    first = trainer.strategy.broadcast(str(problem))
+    if problem is None:
+        raise ShardError(elsewhere, remedy="its own message says why")
+    problem.said = first == str(problem) and trainer.node_rank == 0 and not trainer.is_global_zero
+    raise problem
 
 
 def refuse_different_plans(trainer: pl.Trainer | None, facts: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ class GeoScaleDataModule(pl.LightningDataModule):
                 self._schedule(kind)
         except ScaleEarthError as error:
             problem = error
-        raise_together(self.trainer, problem)
+        raise_together(self.trainer, problem, elsewhere="another rank cannot plan its reading")
         refuse_different_plans(self.trainer, {kind: self.split_plan(kind).facts for kind in kinds})
         if "train" in kinds:
             self._check_restored()

@@ -23,7 +23,7 @@ def trainer_of(rank: int) -> Any:
     environment.set_world_size(2)
     environment.set_global_rank(rank)
     strategy = DDPStrategy(parallel_devices=[torch.device("cpu")] * 2, cluster_environment=environment)
-    return SimpleNamespace(world_size=2, strategy=strategy)
+    return SimpleNamespace(world_size=2, strategy=strategy, node_rank=0, is_global_zero=rank == 0)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,24 @@ def test_what_one_rank_cannot_plan_stops_both(copies: tuple[Path, Path], tmp_pat
     assert "not copied to this node" in missing
 
 
+@pytest.mark.parametrize(("second", "node_rank", "said"), [("cut", 0, True), ("cut", 1, False), ("torn", 0, False)])
+def test_one_screen_is_told_once(tmp_path: Path, second: str, node_rank: int, said: bool) -> None:
+    def told(rank: int) -> bool:
+        trainer = trainer_of(rank)
+        trainer.node_rank = node_rank * rank
+        try:
+            raise_together(trainer, ShardError(("cut", second)[rank]), elsewhere="")
+        except ShardError as error:
+            return error.said
+        return False
+
+    assert in_group(told, tmp_path) == [False, said]
+
+
 @pytest.mark.parametrize("problem", [None, ShardError("cut")])
 def test_alone_nobody_is_asked(problem: ShardError | None) -> None:
     if problem is None:
-        raise_together(None, None)
+        raise_together(None, None, elsewhere="")
     else:
         with pytest.raises(ShardError, match="cut"):
-            raise_together(None, problem)
+            raise_together(None, problem, elsewhere="")

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.core.console import console
-from scaleearth_pl.core.errors import DiskSpaceError, PreflightError
+from scaleearth_pl.core.errors import DiskSpaceError, PreflightError, ScaleEarthError
+from scaleearth_pl.data.agreement import raise_together
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
 from scaleearth_pl.data.split import Kind
 from scaleearth_pl.model.backbone import assert_quantisation
@@ -41,8 +42,14 @@ class Preflight(Callback):
         if not isinstance(pl_module, TreeTraining):
             raise PreflightError("preflight knows only the stages of this package", value=type(pl_module).__name__)
         started = time.perf_counter()
-        self._check_disk(Path(trainer.default_root_dir), bytes_to_come(trainer, pl_module))
-        facts = self._check(pl_module)
+        facts: dict[str, str] = {}
+        problem: ScaleEarthError | None = None
+        try:
+            self._check_disk(Path(trainer.default_root_dir), bytes_to_come(trainer, pl_module))
+            facts = self._check(pl_module)
+        except ScaleEarthError as error:
+            problem = error
+        raise_together(trainer, problem, elsewhere="another rank failed its preflight")
         facts["preflight seconds"] = f"{time.perf_counter() - started:.1f}"
         print_facts(facts)
 
