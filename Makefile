@@ -51,7 +51,7 @@ OVERRIDES = --seed_everything $(SEED) --data.seed $(SEED) --data.root $(ROOT) $(
 resume = $(if $(and $(RESUME),$(wildcard $(1)/latest/checkpoints/step=*.ckpt)),--resume true)
 FIT = $(BIN)/scaleearth fit
 STAGE2_FIT = $(FIT) -c experiments/stage2.yaml $(OVERLAYS)
-STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES) $(ARGS2)
+STAGE2_SET = --model.init_args.init_from $(BACKBONE) --test_after_fit true $(OVERRIDES) $(UNREAD) $(ARGS2)
 
 .PHONY: look help setup check test shards corpus stage1 stage2 compare evaluate falsify ablations sheets bench torture export viewer serve dashboard lock clean
 
@@ -111,9 +111,11 @@ ablations: setup shards  ## what each component is worth (Figure 6): reports/abl
 sheets: setup shards  ## images, questions and every variant's answers side by side (after `make compare`): reports/sheets
 	$(BIN)/scaleearth sheets --size $(SIZE) --corpus $(ROOT) $(ARGS)
 
+# Its twins are tested at once: a validation just before that would be read by nobody.
 compare: setup shards  ## plain LoRA, GSD as text and bucketed twins from the same stage 1; the versus table
 	@test -e $(STAGE2)/latest/summary.json || $(MAKE) --no-print-directory stage2
-	@$(MAKE) --no-print-directory -j $(or $(JOBS),1) $(if $(filter-out 1,$(JOBS)),$(ALONE)) $(TWINS:%=twin-%)
+	@$(MAKE) --no-print-directory -j $(or $(JOBS),1) $(if $(filter-out 1,$(JOBS)),$(ALONE)) \
+	  UNREAD='--trainer.limit_val_batches 0' $(TWINS:%=twin-%)
 	$(BIN)/scaleearth compare $(STAGE2)/latest $(foreach t,$(TWINS),--twin $(t)=runs/$(t)-$(TAG)/latest) \
 	  --corpus $(ROOT) --out $(STAGE2)/latest/comparison.json
 

@@ -30,16 +30,19 @@ def left(clone: Path, experiment: str, file: str) -> None:
     (clone / "runs" / experiment / "latest").symlink_to("v0")
 
 
-def planned(clone: Path, *words: str) -> list[str]:
-    """All commands, in order, each as one line; they do not inherit the variables of a `make test FAST=1` around them."""
-    env = {"PATH": os.environ["PATH"]}
+def planned(clone: Path, *words: str, path: Path | None = None) -> list[str]:
+    """All commands, in order, each as one line; they do not inherit the variables of a `make test FAST=1` around them.
+
+    `path` is a folder that is looked in first for programs.
+    """
+    env = {"PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]}
     done = subprocess.run(["make", "-n", *words], cwd=clone, env=env, capture_output=True, text=True, check=True)
     return done.stdout.replace("\\\n", " ").splitlines()
 
 
-def fits(clone: Path, *words: str) -> list[str]:
+def fits(clone: Path, *words: str, path: Path | None = None) -> list[str]:
     """The training commands."""
-    return [line for line in planned(clone, *words) if "scaleearth fit" in line]
+    return [line for line in planned(clone, *words, path=path) if "scaleearth fit" in line]
 
 
 CHECKPOINT, RESULT = "checkpoints/step=00000500.ckpt", "hf/config.json"
@@ -74,6 +77,31 @@ def test_a_fast_run_is_never_taken_for_a_full_one(clone: Path) -> None:
     (only,) = fits(clone, "stage2", "FAST=1")
     assert "--experiment stage2-tiny-world-fast" in only
     assert "init_from runs/stage1-tiny-world-fast/latest/hf" in only
+
+
+def test_a_tiny_stage_alone_takes_two_ranks_and_twins_side_by_side_one_each(clone: Path) -> None:
+    """`getconf` of a machine of many cores, then of one."""
+    left(clone, "stage1-tiny-world", RESULT)
+    left(clone, "stage2-tiny-world", "summary.json")
+    fake = clone / "bin" / "getconf"
+    fake.parent.mkdir()
+    for cores, ranks in ((64, 2), (1, 1)):
+        fake.write_text(f"#!/bin/sh\necho {cores}\n")
+        fake.chmod(0o755)
+        for words in (["stage1"], ["stage2"], ["twin-no_tiers"], ["stage2", "FAST=1"]):
+            assert f"--trainer.devices {ranks} " in fits(clone, *words, path=fake.parent)[-1]
+        assert all("--trainer.devices 1 " in line for line in fits(clone, "compare", path=fake.parent))
+    assert "--trainer.devices 4 " in fits(clone, "stage2", "DEVICES=4")[0]
+    assert "--trainer.devices" not in fits(clone, "stage2", "SIZE=8b", "INIT_FROM=/models/x")[0]
+
+
+def test_the_twins_of_a_comparison_are_tested_and_not_validated(clone: Path) -> None:
+    left(clone, "stage1-tiny-world", RESULT)
+    left(clone, "stage2-tiny-world", "summary.json")
+    lines = fits(clone, "compare", "ARGS2=--model.init_args.lambda_gsd 0.2")
+    assert len(lines) == 3
+    assert all("limit_val_batches 0 --model.init_args.lambda_gsd 0.2" in line for line in lines)
+    assert all("--test_after_fit true" in line for line in lines)
 
 
 def test_a_twin_is_any_baseline_or_ablation(clone: Path) -> None:
