@@ -95,24 +95,30 @@ def copies(train: Prints, other: Prints, *, kind: str) -> Iterator[Match]:
 
 
 def coverage(leaks: Iterable[Match], other: Prints) -> Iterator[dict[str, Any]]:
-    """For each evaluation split of `other`, how many of its images the training splits hold, and what that means."""
-    found: dict[str, set[str]] = {split: set() for split in other.split}
+    """For each evaluation split of `other`, how many of its readable images the training splits hold; how many are not."""
+    images = Counter(split for _, split in set(zip(other.image_id, other.split, strict=True)))
+    unread = Counter(one.split for one in other.unreadable)
+    found: dict[str, set[str]] = {split: set() for split in (*images, *unread)}
     for leak in leaks:
         found[leak.other_split].add(leak.other_image_id)
-    images = Counter(split for _, split in set(zip(other.image_id, other.split, strict=True)))
-    for split in sorted(images):
-        share = len(found[split]) / images[split]
-        note = "training holds none of this split"
-        if share > 0:
-            note = f"training holds {'ALL' if share == 1 else f'{share:.1%}'} of the evaluation split {split!r}"
+    for split in sorted(found):
         yield {
             "kind": "coverage",
             "root": str(other.root),
             "split": split,
             "images": images[split],
             "found": len(found[split]),
-            "note": note,
+            "unreadable": unread[split],
+            "note": _coverage_note(split, len(found[split]), images[split], unread[split]),
         }
+
+
+def _coverage_note(split: str, found: int, images: int, unread: int) -> str:
+    note = "training holds none of this split"
+    if found:
+        share = "ALL" if found == images else f"{found / images:.1%}"
+        note = f"training holds {share} of the evaluation split {split!r}"
+    return f"{note}; {unread} of its images could not be read, which proves nothing of them" if unread else note
 
 
 def whole_sources(index: ShardIndex, splits: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -159,12 +165,12 @@ def check(
     sets = [own, *(read_prints(path, observe=observe) for path in against if path.resolve() != root.resolve())]
     for other in sets:
         held_out = other.of_splits(lambda split: split not in splits)
-        if not len(held_out) and other is not own:
-            raise ConfigError("nothing to evaluate on in here", file=other.root, field="split", value=set(other.split))
+        if other is not own:
+            yield from _unreadable(other)
+            _refuse_empty(other, held_out)
         leaks = list(copies(train, held_out, kind="leak"))
         yield from map(asdict, leaks)
         yield from coverage(leaks, held_out)
-        yield from () if other is own else _unreadable(other)
     if within:
         yield from map(asdict, copies(train, train, kind="duplicate"))
 
@@ -228,9 +234,22 @@ def _rank(prints: Prints, found: tuple[tuple[int, int], object]) -> tuple[int, i
     return _TRUST.index(prints.provenance[i]), i, j
 
 
+def _refuse_empty(other: Prints, held_out: Prints) -> None:
+    """`ConfigError` where an evaluation set has no image that could be looked at."""
+    if not len(held_out):
+        unread = len(held_out.unreadable)
+        raise ConfigError(
+            "nothing to evaluate on in here",
+            file=other.root,
+            field="split",
+            value={*other.split, *(one.split for one in other.unreadable)},
+            remedy=f"{unread} images could not be read: the rows before this say why" if unread else "name another set",
+        )
+
+
 def _unreadable(prints: Prints) -> Iterator[dict[str, Any]]:
-    for image_id, reason in prints.unreadable:
-        yield {"kind": "unreadable", "root": str(prints.root), "image_id": image_id, "note": reason}
+    for one in prints.unreadable:
+        yield {"kind": "unreadable", "root": str(prints.root), "image_id": one.image_id, "note": one.reason}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from scaleearth_pl.core import imagehash as perceptual
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.core.sample import Question
+from scaleearth_pl.data import images
 from scaleearth_pl.prepare import leakage
 from scaleearth_pl.prepare.prints import read_prints
 from scaleearth_pl.prepare.write import ShardWriter
@@ -173,9 +174,52 @@ def test_clean_corpus_is_clean_and_folders_of_images_count(
     status, rows = run(capsys, clean, "--against", folder)
     assert status == 3 and [r["other_image_id"] for r in rows if r["kind"] == "leak"] == ["a.jpg"]
     assert [r["image_id"] for r in rows if r["kind"] == "unreadable"] == ["broken.png"]
+    (covered,) = (r for r in rows if r["kind"] == "coverage" and r["split"] == "images")
+    assert (covered["images"], covered["unreadable"]) == (1, 1) and "1 of its images could not" in str(covered["note"])
     (folder / "a.jpg").unlink()
     blobs(77).save(folder / "b.png")
     assert run(capsys, clean, "--against", folder)[0] == 4
+
+
+def test_evaluation_images_that_no_shard_would_hold_are_looked_at_as_importers_do(
+    leaky: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16-bit, BMP, JPEG 2000 and more pixels than a shard's image may have (the cap is lowered for the last)."""
+    grey = np.asarray(blobs(0).convert("L"), dtype=np.uint16)
+    Image.fromarray(grey * 200).save(tmp_path / "deep.png")
+    blobs(1).save(tmp_path / "flat.bmp")
+    blobs(3).save(tmp_path / "waves.JP2")
+    blobs(4).resize((600, 600)).save(tmp_path / "huge.tif")
+    blobs(3).save(tmp_path / "._shadow.png")
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 500 * 500)
+    rows = list(leakage.check(leaky[0], [tmp_path], within=False))
+    leaks = {(r["other_image_id"], r["image_id"]) for r in rows if r["kind"] == "leak" and r["other_split"] == "images"}
+    assert leaks == {
+        ("deep.png", "train-00000"), ("flat.bmp", "train-00001"), ("flat.bmp", "train-00008"),
+        ("waves.JP2", "train-00003"), ("huge.tif", "train-00004"),
+    }  # fmt: skip
+    (covered,) = (r for r in rows if r["kind"] == "coverage" and r["split"] == "images")
+    assert (covered["images"], covered["unreadable"]) == (4, 0)
+
+
+def test_images_that_a_shard_holds_keep_their_fingerprint(tmp_path: Path) -> None:
+    """Also the large ones, which `geo.raster` would average down first."""
+    pictures = {"a.jpg": blobs(5).resize((1500, 1400)), "b.png": blobs(6).convert("P"), "c.webp": blobs(7)}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    prints = read_prints(tmp_path)
+    expected = [perceptual.fingerprint(Image.open(tmp_path / name).convert("RGB")) for name in pictures]
+    assert prints.image_id == tuple(pictures)
+    np.testing.assert_array_equal(prints.hashes, [one.hashes for one in expected])
+    np.testing.assert_array_equal(prints.thumbnail, [one.thumbnail for one in expected])
+
+
+def test_a_set_of_which_no_image_reads_says_why_before_it_is_refused(leaky: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows: list[dict[str, object]] = []
+    with pytest.raises(ConfigError, match=r"nothing to evaluate on.*'images'.*1 images could not be read"):
+        rows.extend(leakage.check(leaky[0], [tmp_path], within=False))  # keeps what came before the error
+    assert [r["image_id"] for r in rows if r["kind"] == "unreadable"] == ["broken.png"]
 
 
 def test_views_of_one_place_are_no_duplicates(tmp_path: Path) -> None:
