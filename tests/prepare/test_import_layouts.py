@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.archives import edit_json, make_geotiffs, make_llava, make_mtsccd, make_patternnet, picture, put
+from fakes.archives import edit_json, make_dota, make_geotiffs, make_llava, make_mtsccd, make_patternnet, picture, put
 from geo.geo_fakes import write_raster
 from geo.test_rasterfile import chain_to_nowhere
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
+from scaleearth_pl.prepare.importers.dota import DotaParents
 from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
 from scaleearth_pl.prepare.inject import inject
@@ -249,3 +250,20 @@ def test_mtsccds_official_splits_are_not_drawn(tmp_path: Path) -> None:
     assert {(f.region_id, f.split) for f in found} == {
         ("mtsccd-hangzhou", "train"), ("mtsccd-wuhan", "train"), ("mtsccd-nanjing", "val"), ("mtsccd-hefei", "test"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("release", ["v1.5", "v2.0"])
+def test_dotas_later_releases_have_their_labels_one_folder_deeper(tmp_path: Path, release: str) -> None:
+    """Beside the oriented boxes lie upright ones, here of nothing."""
+    root = make_dota(tmp_path)
+    expected, _ = entries("dota", root)
+    official = root / "train" / f"labelTxt-{release}" / f"DOTA-{release}_train"
+    official.parent.mkdir()
+    (root / "train" / "labelTxt").rename(official)
+    put(official.with_name(f"{official.name}_hbb") / "P0000.txt", "imagesource:x\ngsd:7\n")
+    assert entries("dota", root) == (expected, [])
+    assert DotaParents(root).candidate("P0000") == DotaParents(official).candidate("P0000")
+    shutil.rmtree(official)
+    found, rejected = entries("dota", root)
+    assert (found, {r.kind for r in rejected}) == ([], {"no_questions"})
+    assert f"DOTA-{release}_train" in rejected[0].reason and "/P0000.txt" in rejected[0].reason

@@ -2,6 +2,9 @@
 
     <split>/images/P0000.png   <split>/labelTxt/P0000.txt (imagesource, gsd, boxes)   <split>/meta/P0000.txt (v2)
 
+or `<split>/labelTxt-v2.0/DOTA-v2.0_<split>/P0000.txt`, as v1.5 and v2 are published; the upright boxes beside it, in
+`DOTA-v2.0_<split>_hbb`, are never taken.
+
 The `gsd:` line is the image's own. Where it is null or empty the GSD is *unknown*: no constant fits images from five
 sources. A line that holds something else is a fault and costs the image. Labels answer two kinds of question: whether a
 class is there (asked of as many absent classes as present ones, so that "yes" is no safe guess) and how many there are.
@@ -11,6 +14,7 @@ have been resized.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,7 +40,10 @@ CLASSES = (
 """The fifteen classes that every release labels completely."""
 
 _LABEL_FOLDERS = ("labelTxt", "labelTxt-v1.0", "labelTxt-v1.5", "labelTxt-v2.0")
-_META_FOLDERS = ("meta", *_LABEL_FOLDERS)
+_INNER_FOLDERS = ("", "labelTxt", "DOTA-v1.5_{split}", "DOTA-v2.0_{split}")
+"""Below each of those; "" is the folder itself."""
+
+_META_FOLDER = re.compile(r"meta|labelTxt(-v\d\.\d)?|DOTA-v\d\.\d_(train|val|test)")
 _MAX_TEXT_BYTES = 32 * 2**20
 
 
@@ -76,7 +83,7 @@ class Dota(Source):
         image_id = f"{self.kind}-{Path(name).stem}"
         label = _text_of(folder, _LABEL_FOLDERS, Path(name).stem)
         if label is None:
-            return self._rejected(image_id, "no_questions", "no label file")
+            return self._rejected(image_id, "no_questions", f"no label file: none of {_tried(folder, Path(name).stem)}")
         try:
             candidate = parse_dota(label) or parse_dota(_text_of(folder, ("meta",), Path(name).stem) or "")
             counts = _counts(label)
@@ -100,7 +107,7 @@ class DotaParents:
     """GSDs of DOTA images by their id ("P0000").
 
     Args:
-        root: folder that holds label or meta files, at any depth down to `<split>/meta/P0000.txt`.
+        root: folder that holds label or meta files, at any depth down to `<split>/<labels>/<release>/P0000.txt`.
 
     Raises:
         ConfigError: there is none.
@@ -109,7 +116,7 @@ class DotaParents:
     def __init__(self, root: Path) -> None:
         self.root = root
         below = sorted(p for p in (root, *root.glob("*"), *root.glob("*/*"), *root.glob("*/*/*")) if p.is_dir())
-        self._folders = [p for p in below if p.name in _META_FOLDERS or p == root]
+        self._folders = [p for p in below if _META_FOLDER.fullmatch(p.name) or p == root]
         if not any(next(p.glob("P*.txt"), None) for p in self._folders):
             raise ConfigError("no DOTA label or meta file P*.txt", file=root, remedy="name the folder of DOTA's texts")
         self._find = lru_cache(maxsize=65536)(self._read)
@@ -127,9 +134,18 @@ class DotaParents:
 
 
 def _text_of(folder: Path, below: tuple[str, ...], stem: str) -> str | None:
-    paths = (folder / name / inner / f"{stem}.txt" for name in below for inner in ("", "labelTxt"))
+    paths = (folder / name / inner / f"{stem}.txt" for name in below for inner in _inner_folders(folder))
     path = next((p for p in paths if p.is_file()), None)
     return None if path is None else _read_text(path)
+
+
+def _inner_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(name.format(split=folder.name) for name in _INNER_FOLDERS)
+
+
+def _tried(folder: Path, stem: str) -> str:
+    """Where a label was looked for, in the shell's way of naming several paths."""
+    return f"{folder}/{{{','.join(_LABEL_FOLDERS)}}}/{{{','.join(_inner_folders(folder))}}}/{stem}.txt"
 
 
 def _read_text(path: Path) -> str:
