@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from fakes.archives import edit_json, make_xben
 
-from scaleearth_pl.core.errors import ConfigError, SampleError
+from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError, SampleError
 from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
@@ -99,6 +100,26 @@ def test_images_may_stay_in_their_zip(tmp_path: Path) -> None:
     assert [f.qas for f in after.values()] == [f.qas for f in before.values()]
     tally = import_archives(ArchivesConfig(root=tmp_path, sources={"rsvqa_xben": {}}), tmp_path / "out")
     assert tally.images == {("rsvqa_xben", "train"): 4}
+
+
+def test_tiles_of_another_data_set_are_no_tiles_of_this_one(tmp_path: Path) -> None:
+    """HR's tables in the folder of xBEN's zip: ids are plain numbers in both."""
+    folder = make_xben(tmp_path)
+    for path in sorted(folder.glob("*.json")):
+        path.rename(folder / path.name.replace("RSVQAxBEN", "USGS"))
+    with zipfile.ZipFile(folder / "Images.zip", "w") as archive:
+        for path in sorted((folder / "Images").iterdir()):
+            archive.write(path, f"Images/{path.name}")
+    sources = {"rsvqa_hr": {"root": folder.name}}
+    with pytest.raises(ConfigError, match="no images of rsvqa_hr"):
+        import_archives(ArchivesConfig(root=tmp_path, sources=sources), tmp_path / "a")
+    (folder / "Images").rename(folder / "Data")
+    with pytest.raises(QuarantineLimitError, match="4 of 4 items of rsvqa_hr failed"):
+        import_archives(ArchivesConfig(root=tmp_path, sources=sources), tmp_path / "b")
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "b" / "quarantine.jsonl").read_text().splitlines()]
+    assert all(
+        re.search(r"another data set.*\(120, 120\).*official images, \(512, 512\)", reason) for reason in reasons
+    )
 
 
 def change_row(kind: str, place: int, **changes: Any) -> Any:

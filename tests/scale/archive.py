@@ -1,7 +1,7 @@
 """RSVQA-shaped archives of any size, written in a stream: official JSON layout, small procedural tiles.
 
-15 of 16 images go to HR (0.1524 m), the rest to LR (10 m), 100 questions each, as in the real sets; tiles are 256 x 256 in
-both (HR's are 512 x 512), JPEG-in-TIFF, so that 15,000 of them fit on a small disk. Every image differs.
+15 of 16 images go to HR (0.1524 m), the rest to LR (10 m), 100 questions each, as in the real sets; tiles are as large as
+theirs, and JPEG-in-TIFF, so that 15,000 of them fit on a small disk. Every image differs.
 """
 
 import io
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIDE = 256
 OBJECTS = ("building", "road", "water area", "parking lot", "farmland", "forest", "residential area", "commercial area")
 
 
@@ -26,12 +25,19 @@ class Set:
     res: str
     gsd_m: float
     corner_m: tuple[float, float]
+    side: int
 
 
 SETS = (
-    Set(folder="rsvqa_hr", prefix="USGS", images="Data", res=".1524m", gsd_m=0.1524, corner_m=(-8146817.4, 4988008.6)),
-    Set(folder="rsvqa_lr", prefix="LR", images="Images_LR", res="10m", gsd_m=10.0, corner_m=(578000.0, 6800000.0)),
-)
+    Set(
+        folder="rsvqa_hr", prefix="USGS", images="Data", res=".1524m", gsd_m=0.1524, corner_m=(-8146817.4, 4988008.6),
+        side=512,
+    ),
+    Set(
+        folder="rsvqa_lr", prefix="LR", images="Images_LR", res="10m", gsd_m=10.0, corner_m=(578000.0, 6800000.0),
+        side=256,
+    ),
+)  # fmt: skip
 
 
 def make_archive(root: Path, n_images: int, per_image: int = 100, seed: int = 0) -> Path:
@@ -42,7 +48,7 @@ def make_archive(root: Path, n_images: int, per_image: int = 100, seed: int = 0)
         (folder / found.images).mkdir(parents=True)
         for number in range(count):
             (folder / found.images / f"{number}.tif").write_bytes(
-                tile(np.random.default_rng([seed, len(found.prefix), number]))
+                tile(np.random.default_rng([seed, len(found.prefix), number]), found.side)
             )
         for kind, rows in (("images", _images), ("questions", _questions), ("answers", _answers)):
             with open(folder / f"{found.prefix}_split_train_{kind}.json", "w") as stream:
@@ -53,10 +59,10 @@ def make_archive(root: Path, n_images: int, per_image: int = 100, seed: int = 0)
     return root
 
 
-def tile(rng: np.random.Generator) -> bytes:
+def tile(rng: np.random.Generator, side: int) -> bytes:
     """Structure at three scales: cheap to draw, and no two look alike to a perceptual hash."""
     layers = [
-        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((SIDE, SIDE)), np.uint16)
+        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((side, side)), np.uint16)
         for n in (4, 8, 32)
     ]
     stream = io.BytesIO()
@@ -67,11 +73,11 @@ def tile(rng: np.random.Generator) -> bytes:
 def _images(found: Set, count: int, per_image: int) -> Iterator[dict[str, Any]]:
     x, y = found.corner_m
     for number in range(count):
-        step = number * SIDE * found.gsd_m
+        step = number * found.side * found.gsd_m
         yield {
             "id": number, "date_added": 0.0, "original_name": f"{number}.png",
             "sensor": "S2" if found.gsd_m > 1 else "ULTRACAM_EAGLE_FALCON",
-            "upperleft_map_x": x + step % 2e5, "upperleft_map_y": y + step // 2e5 * SIDE * found.gsd_m, "res_x": found.res,
+            "upperleft_map_x": x + step % 2e5, "upperleft_map_y": y + step // 2e5 * found.side * found.gsd_m, "res_x": found.res,
             "res_y": found.res, "people_id": 0, "type": "0", "active": True,
             "questions_ids": list(range(number * per_image, (number + 1) * per_image)),
         }  # fmt: skip

@@ -55,6 +55,14 @@ def _pictures(found: Found, max_pixels: int) -> list[Picture]:
         raise SampleError(
             "images of one tree differ in size", file=str(found.image), field="width, height", value=sizes
         )
+    if found.native_size not in (None, pictures[0].native_size):
+        raise SampleError(
+            f"{found.source} has no image of this size: it is of another data set, or was resized",
+            file=str(found.image),
+            field="width, height",
+            value=pictures[0].native_size,
+            remedy=f"put the official images, {found.native_size}, beside its tables",
+        )
     return pictures
 
 

@@ -57,6 +57,8 @@ class Found:
         licence: of the source.
         lon: degrees, where the source says so itself; otherwise the GSD's evidence may tell.
         lat: degrees.
+        native_size: (width, height) that every image of the data set has; one of another size is another's, and its GSD
+            with it. None where sizes differ.
         notes: of the import, kept for the report.
     """
 
@@ -74,6 +76,7 @@ class Found:
     licence: str | None = None
     lon: float | None = None
     lat: float | None = None
+    native_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = field(default=())
 
 

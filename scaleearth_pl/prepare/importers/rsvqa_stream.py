@@ -8,6 +8,9 @@ for corpora: xBEN's 15 million questions pass through in flat memory, and a bad 
 Rows with `active: false` only pad the list so that index equals id. GSD: `res_x`, `res_y` in the image's row; exact for
 LR and xBEN, whose grid is Sentinel-2's, nominal for HR, which stamps one value on every tile. xBEN rows without it get
 the data set's constant.
+
+A tile that is not as large as the data set's costs its image: ids are plain numbers in all three, and images of one
+beside tables of another would pass for its own.
 """
 
 import json
@@ -43,7 +46,13 @@ XBEN = Part(
 _FAMILIES = {**FAMILY_OF_TYPE, "LC": "identification"}
 _ABOUT = ("sensor", "res_x", "res_y", "upperleft_map_x", "upperleft_map_y", "original_name")
 _SUFFIXES = (".tif", ".png", ".jpg")
-_ARCHIVES = ("{}.zip", "{}.tar", "Images.tar", "Images.zip")
+_ARCHIVES = {
+    "lr": ("Images_LR", "Images_LR.zip", "Images_LR.tar"),
+    "hr": ("Data", "Data.zip", "Data.tar", "Images.tar"),
+    "xben": ("Images", "Images.zip", "Images.tar"),
+}
+"""Where the images lie, first come first served; HR is published as `Images.tar`, xBEN as `Images.zip`."""
+
 _TILE_PIXELS = {"lr": 256, "hr": 512, "xben": 120}
 
 
@@ -73,8 +82,7 @@ class _Rsvqa(Source):
         return below if below.is_dir() else self.root
 
     def _images(self) -> FileTree:
-        names = [self.part.image_folder, *(name.format(self.part.image_folder) for name in _ARCHIVES)]
-        tree = first_tree(self._folder, *names)
+        tree = first_tree(self._folder, *_ARCHIVES[self.part.name])
         if tree is None:
             raise ConfigError(
                 f"no images of {self.part.source}", file=self._folder, remedy=f"unpack {self.part.image_folder}/ here"
@@ -145,6 +153,7 @@ class _Rsvqa(Source):
         extra = (
             Candidate(gsd_m=gsd_m, provenance=Provenance.EXACT, stage=Stage.RECORD, source="rsvqa:Sentinel-2 grid"),
         ) if exact and gsd_m else ()  # fmt: skip
+        side = _TILE_PIXELS[self.part.name]
         lon, lat = self._centre(row, gsd_m)
         return Found(
             source=self.part.source_of(split),
@@ -157,6 +166,7 @@ class _Rsvqa(Source):
             licence=self.part.licence,
             lon=lon,
             lat=lat,
+            native_size=(side, side),
         )
 
     def _centre(self, row: Row, gsd_m: float | None) -> tuple[float | None, float | None]:
