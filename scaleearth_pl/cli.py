@@ -9,6 +9,7 @@ Later files and options win, also inside values that are interpolated from them 
 import difflib
 import gc
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ LIGHTNING_COMMANDS = {
     "test": "the test splits, with a checkpoint",
     "predict": "generated answers to the predict splits, in the run's predictions.jsonl",
 }
+
+_CLASS_PROBLEM = re.compile(
+    r"Problem with given class_path '[\w.]*?(?P<name>\w+)':\s+(?P<problem>(?:(?!Problem with given).)+?)\s+(?:- |Given value)",
+    re.DOTALL,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,5 +135,11 @@ def typed_error(error: BaseException) -> ScaleEarthError | None:
     while cause is not None and not isinstance(cause, ScaleEarthError):
         cause = cause.__cause__
     if cause is None and isinstance(error, jsonargparse.ArgumentError):
-        return ConfigError(str(error).strip(), remedy="`scaleearth COMMAND --help` lists every key")
+        return ConfigError(in_short(str(error).strip()), remedy="`scaleearth COMMAND --help` lists every key")
     return cause or as_typed(error)
+
+
+def in_short(message: str) -> str:
+    """What is wrong with a class's settings, without the parser's account of the types that it tried before."""
+    found = next(reversed([*_CLASS_PROBLEM.finditer(message)]), None)  # the innermost comes last
+    return f"{found['name']}: {' '.join(found['problem'].split())}" if found else message

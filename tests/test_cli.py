@@ -78,6 +78,7 @@ def test_an_unknown_option_is_an_error_that_names_it(
     message = capsys.readouterr().err
     assert message.strip().startswith("ConfigError: ")
     assert named in message
+    assert "Union" not in message
     assert "Remedy: " in message
     assert "Traceback" not in message
 
@@ -96,6 +97,8 @@ def test_an_unknown_yaml_key_is_an_error_that_names_it(
     assert main([*STAGE2, *TINY, "-c", str(overlay)]) == 2
     message = capsys.readouterr().err
     assert any(key in message for key in ("rooot", "hiden", "modle"))
+    assert "Union" not in message
+    assert len(message.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
