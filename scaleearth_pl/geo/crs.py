@@ -59,9 +59,14 @@ class EarthCrs:
             )
         return lon, lat
 
-    def distance_m(self, a: tuple[float, float], b: tuple[float, float]) -> float:
-        """Geodesic distance in metres between two (lon, lat) of `lonlat`."""
-        return float(self.geod.inv(a[0], a[1], b[0], b[1])[2])
+    def line(self, a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+        """Geodesic from `a` to `b`, both (lon, lat) of `lonlat`: metres, and azimuth in degrees halfway.
+
+        The mean of both ends' azimuths is that of the middle to second order, whatever the meridians' convergence.
+        """
+        start, back, metres = self.geod.inv(a[0], a[1], b[0], b[1])
+        turn = (back + 180.0 - start + 180.0) % 360.0 - 180.0
+        return float(metres), float(start + turn / 2)
 
 
 @lru_cache(maxsize=256)

@@ -70,6 +70,31 @@ def test_sheared_transform_is_told() -> None:
     assert measure_pixel((1, 0.3, 500_000, 0, -1, 5_500_000), SIZE, earth_crs("EPSG:32631")).sheared
 
 
+def test_an_oblique_pixel_is_as_large_as_its_area() -> None:
+    """MODIS's sinusoidal grid at 140 E, 60 N: an equal-area map, whose pixels cover 463.3 m squared wherever they lie."""
+    radius_m, lat, lon = 6_371_007.181, math.radians(60), math.radians(140)
+    sinusoidal = earth_crs(f"+proj=sinu +lon_0=0 +R={radius_m} +units=m")
+    side_m = 463.3127
+    pixel = measure_pixel(at_centre(side_m, side_m, radius_m * lon * math.cos(lat), radius_m * lat), SIZE, sinusoidal)
+    shear = lon * math.sin(lat)  # dx/dlat over dy/dlat: the meridian's slope on the map
+    assert pixel.gsd_m == pytest.approx(side_m, rel=1e-5)
+    assert pixel.gsd_y_m == pytest.approx(side_m * math.hypot(1, shear), rel=1e-4)
+    assert pixel.sheared
+    centre = measure_pixel(at_centre(side_m, side_m, 0.0, radius_m * lat), SIZE, sinusoidal)
+    assert centre.gsd_m == pytest.approx(side_m, rel=1e-5)
+    assert not centre.sheared
+
+
+@pytest.mark.parametrize(
+    ("code", "x", "y", "step"),
+    [("EPSG:32631", 7e5, 6.6e6, 10.0), ("EPSG:3857", 1e6, 8e6, 30.0), ("EPSG:4326", 6.9, 78.0, 9e-5)],
+)
+def test_right_angles_leave_the_geometric_mean_of_the_edges(code: str, x: float, y: float, step: float) -> None:
+    pixel = measure_pixel(at_centre(step, step, x, y), SIZE, earth_crs(code))
+    assert pixel.gsd_m == pytest.approx(math.sqrt(pixel.gsd_x_m * pixel.gsd_y_m), rel=1e-12)
+    assert not pixel.sheared
+
+
 def test_custom_projection_without_code_and_bound_and_compound_systems() -> None:
     albers = "+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=23 +lon_0=-96 +datum=WGS84 +units=m"
     assert measure_pixel(at_centre(30, 30, -6e5, 2e6), SIZE, earth_crs(albers)).gsd_m == pytest.approx(30, rel=1e-3)
