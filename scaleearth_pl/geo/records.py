@@ -34,6 +34,11 @@ _STAC_FIELDS = (
     (Stage.PIXEL_RECORD, "stac:raster:spatial_resolution", ("raster:spatial_resolution", "spatial_resolution")),
     (Stage.RECORD, "stac:gsd", ("gsd", "eo:gsd")),
 )
+_SKYSCRIPT_FIELDS = ("center_tags", "surrounding_tags")
+_MAX_BOX_DEG = 2.0
+_MAX_BOX_GSD_M = 1000.0
+"""A box is a name for many things: what spans more, or has coarser pixels, is no image's corners in degrees."""
+
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -187,18 +192,26 @@ def _rsvqa_resolution(record: Record) -> Candidate:
 
 
 def _box(record: Record, file_name: str, size: Size | None) -> Iterator[Maker]:
-    """SkyScript's `box`: west, south, east, north."""
+    """SkyScript's `box`: west, south, east, north. A detector's, in pixels or in shares of the image, is not read."""
     del file_name
     box = record.get("box")
-    if isinstance(box, list | tuple) and len(box) == 4 and size is not None:
-        west, south, east, north = box
-        yield partial(
-            box_candidate,
-            (float(west), float(south), float(east), float(north)),
-            size,
-            stage=Stage.PIXEL_RECORD,
-            source="skyscript:box",
-        )
+    if not isinstance(box, list | tuple) or len(box) != 4 or size is None:
+        return
+    west, south, east, north = (float(edge) for edge in box)
+    make = partial(box_candidate, (west, south, east, north), size, stage=Stage.PIXEL_RECORD, source="skyscript:box")
+    if any(name in record for name in _SKYSCRIPT_FIELDS) or _holds_corners((west, south, east, north), make):
+        yield make
+
+
+def _holds_corners(box: tuple[float, float, float, float], make: Maker) -> bool:
+    """Whether four numbers that nothing explains can be an image's corners in degrees; 0 to 1 both ways is open sea."""
+    west, south, east, north = box
+    if max(east - west, north - south) >= _MAX_BOX_DEG or all(0 <= edge <= 1 for edge in box):
+        return False
+    try:
+        return make().gsd_m < _MAX_BOX_GSD_M
+    except GsdError:
+        return False
 
 
 def _webmap(record: Record, file_name: str, size: Size | None) -> Iterator[Maker]:

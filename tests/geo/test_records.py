@@ -126,6 +126,23 @@ def test_skyscript_box_over_pixels() -> None:
     assert found.gsd_m == pytest.approx(0.1, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10, 20, 60, 70],  # pixels
+        [0.1, 0.2, 0.5, 0.6],  # shares of the image
+        [100, 50, 101, 51.5],  # on Earth, but of pixels of three kilometres
+        [300, 400, 301, 401],
+        [60, 70, 10, 20],
+    ],
+)
+def test_a_detectors_box_is_no_corner_box_unless_its_record_is_skyscripts(box: list[float]) -> None:
+    record = {"box": box, "label": "ship", "score": 0.9}
+    assert record_candidates(record, file_name="a.jpg", size=(40, 40)) == ([], [])
+    found, notes = record_candidates(record | {"surrounding_tags": []}, file_name="a.jpg", size=(40, 40))
+    assert [c.source for c in found] == ["skyscript:box"] or "record field not used" in notes[0]
+
+
 def test_webmap_capture() -> None:
     assert by_source({"zoom": 18, "lat": 60.0})["webmap:zoom"].gsd_m == pytest.approx(0.2986, rel=0.005)
 
