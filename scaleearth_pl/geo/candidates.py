@@ -22,6 +22,9 @@ from scaleearth_pl.geo.ground import GroundPixel, is_anisotropic
 AGREEMENT_LOG10 = math.log10(1.05)
 """Two candidates that differ by less than five percent agree."""
 
+_DOUBTS = ("not used", "not measured", "is unknown", "no GSD on Earth")
+"""In the notes of what a file or record states and nobody can use; others say what it lacks, or how it was read."""
+
 
 class Stage(IntEnum):
     """Nearness to the pixels; smaller wins."""
@@ -162,6 +165,16 @@ class Resolution:
         own = () if self.chosen is None else self.chosen.notes
         return (*self.notes, *own, *self.disagreements)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What was stated of this very image and not used, or contradicts what was: the notes that are worth keeping.
+
+        Constants of a sensor or a data set are left out: one that contradicts does so for all images alike.
+        """
+        own = zip(self.disagreeing, self.disagreements, strict=True)
+        unused = tuple(note for note in self.notes if any(word in note for word in _DOUBTS))
+        return (*unused, *(sentence for other, sentence in own if other.stage <= Stage.FILE_NAME))
+
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> "Resolution":
         """The GSD follows a resize from `size` to `new_size` (width, height): times old over new, per axis."""
         factors = size[0] / new_size[0], size[1] / new_size[1]
@@ -202,7 +215,7 @@ def _pixel_notes(pixel: GroundPixel) -> tuple[str, ...]:
     if pixel.spread_log10 > AGREEMENT_LOG10:
         found.append(f"GSD varies over the image by up to {10**pixel.spread_log10 - 1:.0%} from its centre")
     if pixel.sheared:
-        found.append("transform is sheared")
+        found.append("pixels are sheared on the ground")
     if pixel.off_map:
         found.append("part of the image lies off the map")
     return tuple(found)

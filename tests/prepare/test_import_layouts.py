@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.archives import edit_json, make_dota, make_geotiffs, make_llava, make_mtsccd, make_patternnet, picture, put
-from geo.geo_fakes import write_raster
+from geo.geo_fakes import north_up, write_raster
 from geo.test_rasterfile import chain_to_nowhere
 
 from scaleearth_pl.core.errors import ConfigError
@@ -153,6 +153,28 @@ def test_a_table_may_state_a_gsd_and_the_transform_wins(tmp_path: Path, table: s
     }
     assert "questions:gsd_m says 2 m" in chosen["geotiffs-fine"].disagreements[0]
     assert not rejected
+
+
+def test_a_gsd_that_was_stated_in_vain_is_noted_and_converts_no_image(tmp_path: Path) -> None:
+    """Beside the files: a wrong unit, a length that the transform contradicts, and nothing (of which nothing is said)."""
+    root = make_geotiffs(tmp_path)
+    for name, told in (("nowhere", "0.5ft"), ("fine", 2.0)):
+        item = {"type": "Feature", "stac_version": "1.0.0", "properties": {"gsd": told}, "assets": {}}
+        put(root / f"{name}.json", json.dumps(item))
+    (root / "coarse.tif").unlink()
+    write_raster(root / "coarse.tif", np.ones((3, 30, 40), np.uint8), transform=north_up(20), photometric="RGB")
+    put(root / "plain.png", IMAGE)
+    with (root / "questions.jsonl").open("a") as table:
+        table.write(json.dumps({"image": "plain.png", "question": "q?", "answer": "a"}) + "\n")
+    sources = {"geotiffs": {"root": "geotiffs", "dataset": "LoveDA"}}
+    tally = import_archives(ArchivesConfig(root=tmp_path, sources=sources), tmp_path / "out")
+    lines = (tmp_path / "out" / "notes.jsonl").read_text().splitlines()
+    notes = {row["image_id"]: " ".join(row["notes"]) for row in map(json.loads, lines)}
+    assert set(notes) == {"geotiffs-nowhere", "geotiffs-fine", "geotiffs-coarse"}
+    assert "nowhere.json: record field not used" in notes["geotiffs-nowhere"]
+    assert "stac:gsd says 2 m" in notes["geotiffs-fine"] and "LoveDA" not in notes["geotiffs-fine"]
+    assert "transform without CRS" in notes["geotiffs-coarse"]
+    assert (tally.images.total(), tally.converted.total()) == (4, 0)
 
 
 @pytest.mark.parametrize(("values", "says"), [(["0"], "positive"), (["1 ft"], "length"), ([0.5, "60 cm"], "several")])

@@ -77,8 +77,8 @@ def _images(found: Set, count: int, per_image: int) -> Iterator[dict[str, Any]]:
         yield {
             "id": number, "date_added": 0.0, "original_name": f"{number}.png",
             "sensor": "S2" if found.gsd_m > 1 else "ULTRACAM_EAGLE_FALCON",
-            "upperleft_map_x": x + step % 2e5, "upperleft_map_y": y + step // 2e5 * found.side * found.gsd_m, "res_x": found.res,
-            "res_y": found.res, "people_id": 0, "type": "0", "active": True,
+            "upperleft_map_x": x + step % 2e5, "upperleft_map_y": y + step // 2e5 * found.side * found.gsd_m,
+            "res_x": found.res, "res_y": found.res, "people_id": 0, "type": "0", "active": True,
             "questions_ids": list(range(number * per_image, (number + 1) * per_image)),
         }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import.json         counts by source
 quarantine.jsonl    each rejection with its reason
-notes.jsonl         what was done to single images
+notes.jsonl         what was done to single images, and what was stated of their GSD and not used
 """
 
 import json
@@ -42,8 +42,8 @@ class Books:
             self.tally.bad(entry)
         else:
             self.tally.good(entry.sample, converted=bool(entry.notes))
-            if entry.notes:
-                self.notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": entry.notes}) + "\n")
+            if notes := (*entry.notes, *entry.doubts):
+                self.notes.write(json.dumps({"image_id": entry.sample.image_id, "notes": notes}) + "\n")
         return entry
 
 

@@ -6,7 +6,7 @@ The YAML's keys: `root` (of the archives), `sources` (name -> options of the imp
 `optional: true` where it may be missing; null leaves it out), `drop` (ids of images to leave out, as `leakage --drop`
 wrote them), `max_bad_share`, `max_pixels`, `samples_per_shard`, `corpus`. Beside the shards: `import.json` (counts),
 `quarantine.jsonl` (each rejection with its reason; the exit status is then 3), `notes.jsonl` (what was done to single
-images).
+images, and what was stated of their GSD and not used).
 """
 
 from collections.abc import Iterable, Iterator

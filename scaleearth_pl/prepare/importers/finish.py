@@ -44,7 +44,10 @@ def finish(
         return _rejected(found, "bad_image", error), None
     notes = (*found.notes, *(note for one in (picture, *later) for note in one.notes))
     more = tuple((one.data, one.ext) for one in later)
-    return Imported(sample=sample, image=picture.data, ext=picture.ext, later=more, notes=notes), resolution
+    entry = Imported(
+        sample=sample, image=picture.data, ext=picture.ext, later=more, notes=notes, doubts=resolution.doubts
+    )
+    return entry, resolution
 
 
 def _pictures(found: Found, max_pixels: int) -> list[Picture]:

@@ -84,7 +84,8 @@ class Found:
 class Imported:
     """One finished sample: what `ShardWriter.write(sample, image, ext, later=later)` takes.
 
-    `image` is encoded and was decoded once; so are the further images of a pair, `later`, of (bytes, extension).
+    `image` is encoded and was decoded once; so are the further images of a pair, `later`, of (bytes, extension). `notes`
+    say what was done to the image, `doubts` what was said of its GSD in vain.
     """
 
     sample: Sample
@@ -92,6 +93,7 @@ class Imported:
     ext: str
     later: tuple[tuple[bytes, str], ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
