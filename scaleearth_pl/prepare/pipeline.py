@@ -32,11 +32,11 @@ from typing import Any
 from scaleearth_pl.core.console import console
 from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError
 from scaleearth_pl.core.settings import refuse_unknown
-from scaleearth_pl.prepare.corpus import NOT_CONTENT
+from scaleearth_pl.prepare.corpus import NOT_CONTENT, QUARANTINE_NAME
+from scaleearth_pl.prepare.drop_list import read_drop, warn_of_unmatched
 from scaleearth_pl.prepare.engine import EngineConfig, SlurmConfig, forget, run_tasks
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, find_sources, inputs_of
 from scaleearth_pl.prepare.join import join_parts
-from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.parts import ImportPart, PartConfig, is_spoilt, part_folder
 
 
@@ -57,6 +57,7 @@ def build(config: dict[str, Any], out: Path) -> Path:
     except QuarantineLimitError as error:
         forget([rank for rank, part in enumerate(parts) if is_spoilt(part)], work / "log")
         raise _to_be_mended(error, archives, work) from error
+    warn_of_unmatched(settings.drop, out / QUARANTINE_NAME)
     shutil.rmtree(work)
     if not any(work.parent.iterdir()):
         work.parent.rmdir()

@@ -8,6 +8,7 @@ the ideal detector: a real sensor's point spread is wider and its noise does not
 """
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ VIEW_FACTS = ("factor", "image_sha256", "width", "height", "gsd_m", "gsd_provena
 
 MIMES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 """Encodings that chat servers take as they are; the others are sent as PNG."""
+
+_VIEW = re.compile(r"@x\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,11 @@ def view_of_facts(facts: dict[str, Any]) -> View:
         height=facts["height"],
         class_label=facts["class"],
     )
+
+
+def image_id_of_view(image_id: str) -> str:
+    """The id of the image that a coarse view was averaged from, as `coarse_sample` names it; any other id as it is."""
+    return _VIEW.sub("", image_id)
 
 
 def coarse_sample(sample: Sample, view: View, factor: int) -> Sample:

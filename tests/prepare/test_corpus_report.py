@@ -118,7 +118,7 @@ def test_card_states_only_the_limits_that_the_numbers_show(tmp_path: Path, monke
         )
         for k in range(2)
     ]
-    monkeypatch.setitem(OFFICIAL_TOTALS, ("rsvqa_lr",), 1)
+    monkeypatch.setitem(OFFICIAL_TOTALS, ("rsvqa_lr",), (1, 0.9))
     report(write(tmp_path / "bad", bad), tmp_path / "out")
     card = (tmp_path / "out" / CARD_NAME).read_text()
     for sentence in (

@@ -19,8 +19,10 @@ from fakes.archives import (
 )
 
 from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError, SampleError
+from scaleearth_pl.data.images import MAX_IMAGE_PIXELS
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
-from scaleearth_pl.prepare.importers import tally
+from scaleearth_pl.prepare import pipeline
+from scaleearth_pl.prepare.importers import build, tally
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
 from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
@@ -256,6 +258,26 @@ def test_images_on_the_drop_list_are_counted_and_no_failures(tmp_path: Path) -> 
         import_archives(ArchivesConfig.from_dict({**config, "drop": str(tmp_path / "none.txt")}), tmp_path / "b")
 
 
+@pytest.mark.parametrize("build", [build.build, pipeline.build])
+def test_ids_on_the_drop_list_that_match_no_image_are_said(
+    tmp_path: Path, build: Callable[[dict[str, Any], Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """White space is none of an id, and a coarse view of a merged corpus stands for its image."""
+    make_llava(tmp_path)
+    drop = tmp_path / "drop.txt"
+    drop.write_text("\ufeffgeochat_instruct-deep-x1 \r\n\ngeochat_instruct-P0000_0001@x4\n", encoding="utf-8")
+    config = {"root": str(tmp_path), "sources": {"geochat_instruct": {"kind": "llava"}}, "drop": str(drop)}
+    out = build(config, tmp_path / "a")
+    assert json.loads((out / "import.json").read_text())["sources"]["geochat_instruct"]["rejected"] == {
+        tally.DROPPED: 2
+    }
+    assert "drop" not in caplog.text
+    with drop.open("a") as lines:
+        lines.write("".join(f"no-such-{k}\n" for k in range(4)))
+    build(config, tmp_path / "b")
+    assert "4 ids of the list match no image of this import: no-such-0, no-such-1, no-such-2, ..." in caplog.text
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -274,3 +296,9 @@ def test_bad_settings_are_refused(tmp_path: Path, config: dict[str, Any]) -> Non
     make_dota(tmp_path)
     with pytest.raises(ConfigError):
         import_archives(ArchivesConfig.from_dict({"root": tmp_path, "kind": "archives", **config}), tmp_path / "out")
+
+
+def test_images_of_more_pixels_than_a_shard_holds_cannot_be_asked_for(tmp_path: Path) -> None:
+    ArchivesConfig(root=tmp_path, sources={"dota": {}}, max_pixels=MAX_IMAGE_PIXELS)
+    with pytest.raises(ConfigError, match=r"'max_pixels'.*at most 50000000"):
+        ArchivesConfig(root=tmp_path, sources={"dota": {}}, max_pixels=MAX_IMAGE_PIXELS + 1)

@@ -17,6 +17,7 @@ from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.data import images
 from scaleearth_pl.prepare import leakage
+from scaleearth_pl.prepare.drop_list import read_drop
 from scaleearth_pl.prepare.prints import read_prints
 from scaleearth_pl.prepare.write import ShardWriter
 
@@ -150,7 +151,7 @@ def test_command_names_leaks_duplicates_and_whole_splits(
     ]
     covered = {(r["split"], r["found"], r["images"]): r["note"] for r in rows if r["kind"] == "coverage"}
     assert set(covered) == {("val", 1, 2), ("test", 3, 3)} and "ALL" in str(covered["test", 3, 3])
-    drop = leakage.read_drop(tmp_path / "drop.txt")
+    drop = read_drop(tmp_path / "drop.txt")
     assert drop == {"train-00002", *(f"train-0000{k}" for k in (5, 6, 7, 8))}
 
 
@@ -252,7 +253,7 @@ def test_of_two_duplicates_the_better_known_gsd_stays_and_stages_may_share_image
 def test_all_official_questions_mean_that_the_test_split_is_inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(leakage.OFFICIAL_TOTALS, ("rsvqa_lr", "rsvqa_lr_more"), 13)  # one question was refused
+    monkeypatch.setitem(leakage.OFFICIAL_TOTALS, ("rsvqa_lr", "rsvqa_lr_more"), (13, 0.9))  # one was refused
     for n_images, guilty in ((2, False), (3, True)):
         root = tmp_path / str(n_images)
         rng = np.random.default_rng(0)
@@ -270,6 +271,21 @@ def test_all_official_questions_mean_that_the_test_split_is_inside(
                 writer.write(sample, random_image(rng, 64, 64), "png")
         kinds = [row["kind"] for row in leakage.check(root, within=False)]
         assert ("whole_source" in kinds) is guilty and leakage.exit_status(kinds) == (3 if guilty else 0)
+
+
+def test_a_test_split_reaches_the_share_that_train_and_val_do_not() -> None:
+    """Questions of the official splits: LR by its tables, HR by the shares that its paper states."""
+    splits = {
+        "rsvqa_lr": {"train": 57_223, "val": 10_005, "test": 10_004},
+        "rsvqa_hr": {"train": 61.5, "val": 11.2, "test": 20.5, "test_phili": 6.8},
+    }
+    for (source, *_), (total, share) in leakage.OFFICIAL_TOTALS.items():
+        count = splits[source]
+        assert sum(count.values()) == (total if source == "rsvqa_lr" else pytest.approx(100))
+        trained = count["train"] + count["val"]
+        assert trained < share * sum(count.values()) - 0.02 * sum(count.values())
+        for test in set(count) - {"train", "val"}:
+            assert trained + count[test] > 1.03 * share * sum(count.values()), (source, test)
 
 
 def test_a_set_without_anything_to_evaluate_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

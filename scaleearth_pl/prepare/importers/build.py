@@ -19,8 +19,10 @@ from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.files import sha256_of
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.settings import refuse_unknown
+from scaleearth_pl.data.images import MAX_IMAGE_PIXELS
 from scaleearth_pl.geo.candidates import Resolution
 from scaleearth_pl.prepare.corpus import QUARANTINE_NAME
+from scaleearth_pl.prepare.drop_list import read_drop, warn_of_unmatched
 from scaleearth_pl.prepare.importers.books import open_books, write_counts
 from scaleearth_pl.prepare.importers.finish import finish
 from scaleearth_pl.prepare.importers.picture import MAX_PIXELS
@@ -28,7 +30,6 @@ from scaleearth_pl.prepare.importers.record import Found, Imported, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
 from scaleearth_pl.prepare.importers.source import Source
 from scaleearth_pl.prepare.importers.tally import Tally, check_share, dropped
-from scaleearth_pl.prepare.leakage import read_drop
 from scaleearth_pl.prepare.write import ShardWriter
 
 QUESTION_TABLES = ("questions.jsonl", "questions.json", "questions.csv")
@@ -45,7 +46,7 @@ class ArchivesConfig:
     Args:
         root: folder of the archives; paths of the sources are relative to it.
         sources: name to options.
-        drop: file of the ids of images to leave out; they are counted, and no failures.
+        drop: file of the ids of images to leave out (`drop_list.py`); they are counted, and no failures.
         max_bad_share: share of failures that is tolerated in each source.
         max_pixels: larger images are averaged down and their GSD follows.
         samples_per_shard: images in one tar file.
@@ -67,6 +68,13 @@ class ArchivesConfig:
             raise ConfigError("no source to import", field="sources", value=self.sources)
         if not isinstance(self.max_pixels, int) or self.max_pixels < 1024:
             raise ConfigError("must be at least 1024", field="max_pixels", value=self.max_pixels)
+        if self.max_pixels > MAX_IMAGE_PIXELS:
+            raise ConfigError(
+                "no shard holds images of so many pixels",
+                field="max_pixels",
+                value=self.max_pixels,
+                remedy=f"at most {MAX_IMAGE_PIXELS}; larger images are averaged down",
+            )
         check_share(self.max_bad_share)
 
     @classmethod
@@ -202,6 +210,7 @@ def import_archives(config: ArchivesConfig, out: Path) -> Tally:
             progress.update(task, total=progress.tasks[task].completed)
         tally.close()
     write_counts(out, tally.as_dict())
+    warn_of_unmatched(drop, out / QUARANTINE_NAME)
     return tally
 
 
