@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # GDAL's own errors: raised by some attributes, exported nowhere
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
@@ -59,14 +60,17 @@ _FILTERING = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class RasterHeader:
-    """What a raster file says about its place; nothing is decoded.
+    """What a raster file says about its place and its pixels; nothing is decoded.
 
     `transform` is None where the file has none (GDAL's identity stands for "none"); `crs_text` is WKT or None. RPCs are
     only present or absent: they are not used, so those that lack a coefficient cost nothing.
-    `resolution_tags` holds TIFF print density, kept only to say that it was not used.
+    `resolution_tags` holds TIFF print density, kept only to say that it was not used. `n_bytes` is that of all bands
+    decoded.
     """
 
     size: tuple[int, int]
+    bands: int
+    n_bytes: int
     transform: Transform | None
     crs_text: str | None
     gcps: int
@@ -113,6 +117,8 @@ def read_header(path: Path) -> RasterHeader:
         tags = sorted(key for key in dataset.tags() if key.startswith("TIFFTAG_") and "RESOLUTION" in key)
         return RasterHeader(
             size=(dataset.width, dataset.height),
+            bands=dataset.count,
+            n_bytes=dataset.width * dataset.height * sum(np.dtype(name).itemsize for name in dataset.dtypes),
             transform=None if transform.is_identity else _six(transform),
             crs_text=_crs_text(dataset),
             gcps=len(gcps),

@@ -1,6 +1,6 @@
 """From a data URL to an opened image, with every bound checked before anything is decoded.
 
-    data:image/tiff;base64,SUkqAA...   ->  bytes (413)  ->  signature (422)  ->  header: pixels (413)  ->  pixels, GSD
+    data:image/tiff;base64,SUkqAA...   ->  bytes (413)  ->  signature (422)  ->  header: pixels, bands (413)  ->  pixels, GSD
 
 Only data URLs: a server that fetches addresses or opens paths for strangers reads its own network and disk for them.
 Only PNG, JPEG and TIFF, by their first bytes and not by what the URL says: the fewest decoders that serve. The file goes
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from scaleearth_pl.core.errors import SampleError
-from scaleearth_pl.geo.rasterfile import read_header
+from scaleearth_pl.geo.rasterfile import RasterHeader, read_header
 from scaleearth_pl.serving.images import OpenedImage, open_image
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits
 
@@ -44,16 +44,27 @@ def image_from_bytes(data: bytes, limits: ServerLimits, *, max_read_pixels: int)
         path = Path(folder) / "image"
         path.write_bytes(data)
         try:
-            width, height = read_header(path).size
-            if width * height > limits.max_image_pixels:
-                raise RefusedError(
-                    413,
-                    f"{width} x {height} pixels, of {limits.max_image_pixels} allowed: cut or reduce it",
-                    param=_PARAM,
-                )
+            _check_header(read_header(path), limits)
             return open_image(path, name="image", max_read_pixels=max_read_pixels)
         except SampleError as error:
             raise SampleError(str(error).replace(str(path), "image")) from error
+
+
+def _check_header(header: RasterHeader, limits: ServerLimits) -> None:
+    """Refuses what would take long or much to decode, however few bytes it has."""
+    width, height = header.size
+    if width * height > limits.max_image_pixels:
+        told = f"{width} x {height} pixels, of {limits.max_image_pixels} allowed: cut or reduce it"
+    elif header.bands > limits.max_bands:
+        told = f"{header.bands} bands, of {limits.max_bands} allowed: send the three that show red, green, blue"
+    elif header.n_bytes > limits.max_decoded_bytes:
+        told = (
+            f"{header.n_bytes} bytes when decoded ({width} x {height} pixels, {header.bands} bands), of "
+            f"{limits.max_decoded_bytes} allowed: cut or reduce it, or send three bands of eight bits"
+        )
+    else:
+        return
+    raise RefusedError(413, told, param=_PARAM)
 
 
 def _decode(url: str, limits: ServerLimits) -> bytes:

@@ -3,7 +3,7 @@
 Every request is either answered or refused with a status and a sentence; none is dropped. The statuses:
 
     400  not JSON                                     404  another model, another address
-    408  the body came too slowly                     413  too many bytes, pixels of the image, tokens or cache slots
+    408  the body came too slowly                     413  too many bytes, pixels or bands of the image, tokens or cache slots
     422  JSON that cannot be meant: a field, an image, a GSD; the message names it and the remedy
     429  as many requests as allowed are already accepted; Retry-After says when to come back
     503  the server is stopping                       500  a fault of ours, not of the request
@@ -35,6 +35,7 @@ class ServerLimits:
     Attributes:
         max_image_bytes: of the file inside the data URL.
         max_image_pixels: of the file, by its header: nothing larger is decoded.
+        max_bands: of the file, by its header. Three are read, but where bands interleave by pixel all are decoded.
         max_questions: about one image in one request.
         max_text_chars: of one question, option or turn.
         max_turns: earlier (question, answer) pairs.
@@ -46,6 +47,7 @@ class ServerLimits:
 
     max_image_bytes: int = 16 * 2**20
     max_image_pixels: int = 64_000_000
+    max_bands: int = 16
     max_questions: int = 128
     max_text_chars: int = 4000
     max_turns: int = 16
@@ -59,6 +61,11 @@ class ServerLimits:
         for name, value in vars(self).items():
             if not 0 < value < math.inf:
                 raise ConfigError("must be positive and finite", field=name, value=value)
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """Of all bands of a file: eight a pixel of the largest, which is four bands of 16 bits."""
+        return 8 * self.max_image_pixels
 
     @property
     def max_body_bytes(self) -> int:
