@@ -22,7 +22,7 @@ from scaleearth_pl.core.errors import ConfigError, QuarantineLimitError, SampleE
 from scaleearth_pl.data.images import MAX_IMAGE_PIXELS
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare import pipeline
-from scaleearth_pl.prepare.importers import build, tally
+from scaleearth_pl.prepare.importers import bad_rows, build, tally
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
 from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.importers.registry import make_source
@@ -246,6 +246,54 @@ def test_a_sound_source_is_not_stopped_by_the_head_of_its_table(
     assert (result.images.total(), result.n_rejected) == (3, 2)
     with pytest.raises(QuarantineLimitError, match="2 of 5 items"):
         import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.3), tmp_path / "b")
+
+
+def test_many_bad_rows_among_more_good_ones_are_counted_and_no_other_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of nine rows are text alone, at the table's head; two are kept one by one."""
+    monkeypatch.setattr(bad_rows, "MAX_BAD_ROWS", 2)
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x"}]
+    table = make_llava(tmp_path) / "geochat_instruct.json"
+    edit_json(table, lambda rows: rows.extend([dict(rows[0])] + [{"conversations": talk} for _ in range(4)]))
+    edit_json(table, lambda rows: rows.reverse())
+    sources = {"geochat_instruct": {"kind": "llava"}}
+    result = import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.6), tmp_path / "a")
+    assert (result.images.total(), dict(result.rejected)) == (3, {("geochat_instruct", "bad_row"): 4})
+    lines = [json.loads(line) for line in (tmp_path / "a" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["item"], line["count"]) for line in lines] == [
+        ("row 0", 1), ("row 1", 1), ("geochat_instruct.json", 2),
+    ]  # fmt: skip
+    assert "2 more rows, such as: row has no single image" in lines[-1]["reason"]
+    edit_json(table, lambda rows: rows.extend({"conversations": talk} for _ in range(2)))
+    with pytest.raises(SampleError, match=r"6 of 11 rows are not of this format.*no single image.*Remedy"):
+        import_archives(ArchivesConfig(root=tmp_path, sources=sources, max_bad_share=0.9), tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ['[{"image": "fine.tif", "answer": NaN}]', '[{"image": "a.tif", "gsd_m": Infinity}]'])
+def test_a_table_of_ones_own_with_nan_says_what_to_write(tmp_path: Path, text: str) -> None:
+    put(make_geotiffs(tmp_path) / "questions.json", text)
+    with pytest.raises(SampleError, match=r"questions\.json.*Remedy: JSON has no NaN.*write null"):
+        kinds("geotiffs", tmp_path / "geotiffs", questions="questions.json")
+
+
+@pytest.mark.parametrize("name", ["questions.json", "questions.jsonl", "questions.csv"])
+def test_a_byte_order_mark_is_none_of_a_table(tmp_path: Path, name: str) -> None:
+    row = {"image": "fine.tif", "question": "q?", "answer": "a"}
+    text = "image,question,answer\nfine.tif,q?,a\n" if name.endswith("csv") else json.dumps(row)
+    put(make_geotiffs(tmp_path) / name, "\ufeff" + (f"[{text}]" if name.endswith("json") else text))
+    assert kinds("geotiffs", tmp_path / "geotiffs", questions=name) == (1, [])
+
+
+def test_a_spreadsheets_empty_rows_are_no_rows_and_a_backslash_is_named(tmp_path: Path) -> None:
+    rows = ["image,question,answer,gsd_m", "fine.tif,q?,a,", ",,,", ' , ,"",', "sub\\fine.tif,q?,a,", ",,,0.5"]
+    put(make_geotiffs(tmp_path) / "questions.csv", "\n".join(rows))
+    entries = list(make_source("geotiffs", {"questions": "questions.csv"}, tmp_path / "geotiffs").records())
+    bad = {e.kind: e.reason for e in entries if isinstance(e, Rejected)}
+    assert sum(isinstance(e, Found) for e in entries) == 1 and len(entries) == 3
+    assert "image name is ''" in bad.pop("bad_row")
+    assert set(bad) == {"unsafe_path"}
+    assert "write forward slashes" in bad["unsafe_path"]
 
 
 def test_images_on_the_drop_list_are_counted_and_no_failures(tmp_path: Path) -> None:

@@ -258,6 +258,32 @@ def test_two_spellings_of_a_name_cannot_lie_in_two_splits(tmp_path: Path) -> Non
     assert "several splits" in rejected[1].reason
 
 
+@pytest.mark.parametrize("kind", ["geotiffs", "llava"])
+def test_names_that_would_be_one_id_are_told_apart_and_other_ids_stay(tmp_path: Path, kind: str) -> None:
+    names = ("a.png", "a.tif", "x-y.png", "x/y.png", "a.tif.png", "gone.png", "gone.tif")
+    folder = tmp_path / kind
+    put_images(folder / ("images" if kind == "llava" else ""), *(n for n in names if n != "gone.png"))
+    turns = [{"from": "human", "value": "q?"}, {"from": "gpt", "value": "a"}]
+    rows = [
+        {"image": n, "question": "q?", "answer": "a"} if kind == "geotiffs" else {"image": n, "conversations": turns}
+        for n in names
+    ]
+    put(folder / "questions.jsonl", "\n".join(map(json.dumps, rows)))
+    config = ArchivesConfig(
+        root=tmp_path, sources={kind: {"root": "geotiffs"} if kind == "geotiffs" else {}}, max_bad_share=0.5
+    )
+    tally = import_archives(config, tmp_path / "out")
+    assert tally.rejected == {(kind, "missing_image"): 1}
+    assert tally.images.total() == 6
+    found, _ = entries(kind, folder if kind == "geotiffs" else tmp_path, name=kind)
+    ids = {f.image_id: str(f.image).removeprefix(f"{folder}/").removeprefix("images/") for f in found}
+    plain = {f"{kind}-a": "a.png", f"{kind}-a.tif": "a.tif.png", f"{kind}-x-y": "x-y.png", f"{kind}-gone": "gone.tif"}
+    assert plain.items() <= ids.items()
+    later = {name: image_id for image_id, name in ids.items() if image_id not in plain}
+    assert set(later) == {"a.tif", "x/y.png"}
+    assert later["a.tif"].startswith(f"{kind}-a-") and later["x/y.png"].startswith(f"{kind}-x-y-")
+
+
 def test_a_file_that_gdal_refuses_in_its_own_words_costs_one_image(tmp_path: Path) -> None:
     root = make_patternnet(tmp_path)
     not_pillows = np.ones((3, 12, 16), np.uint16)

@@ -16,7 +16,7 @@ from scaleearth_pl.core.gsd import Provenance
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
 from scaleearth_pl.prepare import rsvqa
-from scaleearth_pl.prepare.importers import source
+from scaleearth_pl.prepare.importers import bad_rows
 from scaleearth_pl.prepare.importers.build import ArchivesConfig, import_archives
 from scaleearth_pl.prepare.importers.record import Found, Rejected
 from scaleearth_pl.prepare.importers.rsvqa_stream import RsvqaXben
@@ -165,9 +165,9 @@ def test_a_broken_table_stops_the_import_and_names_the_file(tmp_path: Path, text
 
 def test_a_missing_table_and_another_format_are_typed_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_xben(tmp_path, n_images=4)
-    monkeypatch.setattr(source, "MAX_BAD_ROWS", 3)
+    monkeypatch.setattr(bad_rows, "MAX_BAD_ROWS", 3)
     edit_json(table(tmp_path, "answers"), lambda t: [row.pop("id") for row in t["answers"]])
-    with pytest.raises(SampleError, match="more than 3 rows are not of this format"):
+    with pytest.raises(SampleError, match=r"12 of 12 rows are not of this format.*answers\.json.*Remedy"):
         entries(tmp_path)
     table(tmp_path, "answers").unlink()
     with pytest.raises(ConfigError, match="table cannot be read"):

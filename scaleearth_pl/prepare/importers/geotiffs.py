@@ -22,9 +22,10 @@ from scaleearth_pl.core.gsd import Provenance, parse_gsd_text
 from scaleearth_pl.core.sample import FAMILIES, Question
 from scaleearth_pl.geo.candidates import Candidate, Stage
 from scaleearth_pl.geo.sensors import datasets, sensors
+from scaleearth_pl.prepare.importers.bad_rows import BadRows
 from scaleearth_pl.prepare.importers.jsonfiles import Row, rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
-from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, plain_name
+from scaleearth_pl.prepare.importers.source import ImageIds, Source, plain_name
 from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree
 from scaleearth_pl.prepare.inject import Evidence
@@ -83,37 +84,42 @@ class GeoTiffs(Source):
             )
         tree = FileTree(folder)
         with Spool(self.work) as spool:
-            bad: list[Rejected] = []
+            bad = BadRows(file=table)
             spool.rows(self._rows(table, bad))
-            yield from bad
+            yield from bad.records()
+            ids = ImageIds(self.name)
             for image_name, _, items in spool.groups():
-                yield from self._image(tree, str(image_name), items)
+                yield from self._image(tree, ids, str(image_name), items)
 
     def _table(self) -> Path | None:
         if self.questions is not None:
             return self.questions if self.questions.is_file() else None
         return next((self.root / name for name in _TABLES if (self.root / name).is_file()), None)
 
-    def _rows(self, table: Path, bad: list[Rejected]) -> Iterator[SpoolRow]:
+    def _rows(self, table: Path, bad: BadRows) -> Iterator[SpoolRow]:
         """Rows of the splits that were asked for; how many questions the others hold is said, not passed over."""
         others: Counter[str] = Counter()
         for number, (place, row) in enumerate(rows_of_file(table)):
             if isinstance(row, SampleError):
-                keep_bad_row(bad, Rejected(source=self.name, item=place, kind="broken_json", reason=str(row)), table)
+                bad.add(Rejected(source=self.name, item=place, kind="broken_json", reason=str(row)))
+                continue
+            if _is_empty(row):  # what a spreadsheet leaves below its last row
                 continue
             _refuse_misspelt(row, table)
             image, split = row.get("image"), row.get("split") or "train"
             if not isinstance(image, str) or not image.isprintable() or split not in self.allowed_splits:
                 reason = f"image {image!r}, split {split!r}; splits are {', '.join(self.allowed_splits)}"
-                keep_bad_row(bad, Rejected(source=self.name, item=place, kind="bad_row", reason=reason), table)
-            elif split in self.splits:
+                bad.add(Rejected(source=self.name, item=place, kind="bad_row", reason=reason))
+                continue
+            bad.n_good += 1
+            if split in self.splits:
                 yield plain_name(image), number, number, split, json.dumps(row), None
             else:
                 others[split] += 1
         if others:
             _log.warning("%s: not imported, for `splits` is %s: %s questions", table, [*self.splits], dict(others))
 
-    def _image(self, tree: FileTree, image_name: str, items: list[Item]) -> Iterator[Found | Rejected]:
+    def _image(self, tree: FileTree, ids: ImageIds, image_name: str, items: list[Item]) -> Iterator[Found | Rejected]:
         image = tree.image_or_rejected(image_name, source=self.name, item=image_name)
         if isinstance(image, Rejected):
             yield image
@@ -129,7 +135,7 @@ class GeoTiffs(Source):
         except GsdError as error:
             yield Rejected(source=self.name, item=image_name, kind="bad_gsd", reason=str(error))
             return
-        image_id = f"{self.name}-{image_name.rsplit('.', 1)[0].replace('/', '-')}"
+        image_id = ids.of(image_name)
         qas = []
         for (number, *_), row in zip(items, rows, strict=True):
             try:
@@ -138,6 +144,7 @@ class GeoTiffs(Source):
                 reason = f"no {error}" if isinstance(error, KeyError) else str(error)
                 yield Rejected(source=self.name, item=f"{image_name}#{number}", kind="bad_question", reason=reason)
         if qas:
+            ids.take(image_id)
             yield self._found(image_id, image, splits.pop(), tuple(qas), stated)
 
     def _found(
@@ -161,6 +168,10 @@ class GeoTiffs(Source):
             sensor=self.sensor,
             licence=self.licence,
         )
+
+
+def _is_empty(row: Row) -> bool:
+    return bool(row) and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values())
 
 
 def _refuse_misspelt(row: Row, table: Path) -> None:

@@ -5,11 +5,13 @@ loses cannot be counted, so it cannot be held against a share either: it stops t
 costs that image.
 """
 
+import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson  # type: ignore[import-untyped]  # has no stubs
 
@@ -17,6 +19,10 @@ from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.geo.sidecars import parse_json
 
 Row = dict[str, Any]
+
+_NOT_JSON = re.compile(r"^lexical error.*\b(NaN|Infinity)\b")
+_NO_NUMBER = "JSON has no NaN and no Infinity: write null (Python's json.dump and pandas write them)"
+_BROKEN = "download the file again; one's own is to be mended at that place"
 
 
 def rows_of_list(path: Path, prefix: str = "item") -> Iterator[Any]:
@@ -31,7 +37,7 @@ def rows_of_list(path: Path, prefix: str = "item") -> Iterator[Any]:
         SampleError: the JSON breaks off or holds no such list.
     """
     try:
-        stream = path.open("rb")
+        stream = _after_mark(path)
     except OSError as error:
         raise ConfigError(f"table cannot be read: {error.strerror}", file=path, remedy="unpack all files") from error
     n_rows = 0
@@ -46,7 +52,7 @@ def rows_of_list(path: Path, prefix: str = "item") -> Iterator[Any]:
                 f"JSON does not parse: {reason}",
                 file=path,
                 field=f"after row {n_rows}, before byte {stream.tell()}",
-                remedy="download the file again",
+                remedy=_NO_NUMBER if _NOT_JSON.search(reason) else _BROKEN,
             ) from error
     if not n_rows and not _has_list(path, prefix):
         raise SampleError("JSON holds no such list", file=path, field=prefix, remedy="is it the official file?")
@@ -54,8 +60,16 @@ def rows_of_list(path: Path, prefix: str = "item") -> Iterator[Any]:
 
 def _has_list(path: Path, prefix: str) -> bool:
     where = prefix.removesuffix("item").rstrip(".")
-    with path.open("rb") as stream:
+    with _after_mark(path) as stream:
         return any((place, event) == (where, "start_array") for place, event, _ in ijson.parse(stream))
+
+
+def _after_mark(path: Path) -> BinaryIO:
+    """The file, behind the byte-order mark that some editors write."""
+    stream = path.open("rb")
+    if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        stream.seek(0)
+    return stream
 
 
 def rows_of_file(path: Path) -> Iterator[tuple[str, Row | SampleError]]:

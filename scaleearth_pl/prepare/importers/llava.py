@@ -19,10 +19,11 @@ from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.geo.candidates import Candidate
 from scaleearth_pl.geo.sensors import datasets
+from scaleearth_pl.prepare.importers.bad_rows import BadRows
 from scaleearth_pl.prepare.importers.dota import DotaParents
 from scaleearth_pl.prepare.importers.jsonfiles import rows_of_file
 from scaleearth_pl.prepare.importers.record import Found, Records, Rejected
-from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, plain_name, words
+from scaleearth_pl.prepare.importers.source import ImageIds, Source, plain_name, words
 from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree, first_tree
 from scaleearth_pl.prepare.inject import Evidence
@@ -83,11 +84,12 @@ class Llava(Source):
         yield from images.rejected(self.name)
         parents = DotaParents(self.parents) if self.parents else None
         with Spool(self.work) as spool:
-            bad: list[Rejected] = []
+            bad = BadRows(file=table)
             spool.rows(self._rows(table, bad))
-            yield from bad
+            yield from bad.records()
+            ids = ImageIds(self.name)
             for image_name, _, items in spool.groups():
-                yield from self._image(images, parents, str(image_name), items)
+                yield from self._image(images, parents, ids, str(image_name), items)
 
     @property
     def _folder(self) -> Path:
@@ -106,24 +108,25 @@ class Llava(Source):
             raise ConfigError("several tables", file=self._folder, value=names, remedy="name one in `table`")
         return found[0] if found else None
 
-    def _rows(self, table: Path, bad: list[Rejected]) -> Iterator[SpoolRow]:
+    def _rows(self, table: Path, bad: BadRows) -> Iterator[SpoolRow]:
         for number, (place, row) in enumerate(rows_of_file(table)):
             problem = str(row) if isinstance(row, SampleError) else _row_problem(row)
             if problem is None and not isinstance(row, SampleError):
+                bad.n_good += 1
                 turns = json.dumps(row["conversations"])
                 yield plain_name(row["image"]), number, number, "conversation", turns, None
                 continue
             kind = "broken_json" if isinstance(row, SampleError) else "bad_row"
-            keep_bad_row(bad, Rejected(source=self.name, item=place, kind=kind, reason=problem or ""), table)
+            bad.add(Rejected(source=self.name, item=place, kind=kind, reason=problem or ""))
 
     def _image(
-        self, images: FileTree, parents: DotaParents | None, image_name: str, items: list[Item]
+        self, images: FileTree, parents: DotaParents | None, ids: ImageIds, image_name: str, items: list[Item]
     ) -> Iterator[Found | Rejected]:
         image = images.image_or_rejected(image_name, source=self.name, item=image_name)
         if isinstance(image, Rejected):
             yield image
             return
-        image_id = f"{self.name}-{image_name.rsplit('.', 1)[0].replace('/', '-')}"
+        image_id = ids.of(image_name)
         qas: list[Question] = []
         for number, _, text, _ in items:
             try:
@@ -137,6 +140,7 @@ class Llava(Source):
         except GsdError as error:
             yield Rejected(source=self.name, item=image_name, kind="bad_gsd", reason=str(error))
             return
+        ids.take(image_id)
         yield Found(
             source=self.name,
             split=self.split,

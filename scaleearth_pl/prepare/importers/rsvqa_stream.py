@@ -24,9 +24,10 @@ from scaleearth_pl.core.errors import ConfigError, GsdError
 from scaleearth_pl.core.gsd import Provenance, parse_gsd_text
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.geo.candidates import Candidate, Stage
+from scaleearth_pl.prepare.importers.bad_rows import BadRows
 from scaleearth_pl.prepare.importers.jsonfiles import Row, rows_of_list
 from scaleearth_pl.prepare.importers.record import Found, ImageRef, Records, Rejected
-from scaleearth_pl.prepare.importers.source import Source, keep_bad_row, stated_gsd_problem
+from scaleearth_pl.prepare.importers.source import Source, stated_gsd_problem
 from scaleearth_pl.prepare.importers.spool import Item, Spool, SpoolRow
 from scaleearth_pl.prepare.importers.store import FileTree, first_tree, unsafe_reason
 from scaleearth_pl.prepare.inject import Evidence
@@ -103,7 +104,7 @@ class _Rsvqa(Source):
         )
         for store, rows in tables:
             twice = store(rows)
-            yield from rows.bad
+            yield from rows.bad.records()
             if twice:
                 reason = f"{rows.path.name}: {twice} rows with an id that was there before (the first is kept)"
                 yield replace(self._rejected(split, rows.kind, "duplicate_id", reason), count=twice)
@@ -210,19 +211,20 @@ class _Rows:
 
     def __init__(self, path: Path, kind: str, source: str, split: str, make: Callable[[Row], Any]) -> None:
         self.path, self.kind, self.source, self.split, self.make = path, kind, source, split, make
-        self.bad: list[Rejected] = []
+        self.bad = BadRows(file=path)
 
     def __iter__(self) -> Iterator[Any]:
         for place, row in enumerate(rows_of_list(self.path, f"{self.kind}.item")):
             try:
-                if row["active"]:
-                    yield self.make(row)
+                made = self.make(row) if row["active"] else None
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 item = f"{self.split}/{self.kind}[{place}]"
                 reason = f"{self.path.name}: {error!r} in {str(row)[:120]}"
-                keep_bad_row(
-                    self.bad, Rejected(source=self.source, item=item, kind="bad_row", reason=reason), self.path
-                )
+                self.bad.add(Rejected(source=self.source, item=item, kind="bad_row", reason=reason))
+                continue
+            if made is not None:
+                self.bad.n_good += 1
+                yield made
 
 
 def _answer(row: Row) -> tuple[int, str]:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.core.errors import ConfigError, GsdError
 from scaleearth_pl.core.gsd import parse_gsd_text
 from scaleearth_pl.core.sample import Question
 from scaleearth_pl.prepare.importers.record import Records, Rejected
 
 SPLITS = ("train", "val", "test")
-MAX_BAD_ROWS = 1000
-"""Unreadable rows of one table; more, and it is another format."""
 
 _SPLIT_WORDS = {
     "train": "train", "training": "train", "trainset": "train",
@@ -99,6 +97,29 @@ class Shares:
         return "val" if draw < self.test + self.val else "train"
 
 
+class ImageIds:
+    """Ids of one source's images by their names: `a/b.tif` is `<source>-a-b`.
+
+    `a.tif` and `a.png`, or `a/b` and `a-b`, would be one: the first that is taken keeps the plain id, each later one has
+    a digest of its name behind it. Price: about 100 bytes an image.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._taken: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """The id that an image of this relative name would get."""
+        plain = f"{self._source}-{name.rsplit('.', 1)[0].replace('/', '-')}"
+        if plain not in self._taken:
+            return plain
+        return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+    def take(self, image_id: str) -> None:
+        """Marks an id as an image's."""
+        self._taken.add(image_id)
+
+
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's name means, or None."""
     return _SPLIT_WORDS.get(name.lower())
@@ -124,13 +145,6 @@ def scene_question(image_id: str, label: str) -> Question:
         question="Which class of land use or object does this image show?",
         answer=words(label),
     )
-
-
-def keep_bad_row(bad: list[Rejected], rejected: Rejected, file: Path) -> None:
-    """Keeps a rejection until the table is read; raises `SampleError` past `MAX_BAD_ROWS`, so that the list stays short."""
-    bad.append(rejected)
-    if len(bad) > MAX_BAD_ROWS:
-        raise SampleError(f"more than {MAX_BAD_ROWS} rows are not of this format", file=file, value=bad[0].reason)
 
 
 def stated_gsd_problem(value: object, *, source: str, item: str, field: str, file: Path) -> Rejected | None:

@@ -124,7 +124,9 @@ class FileTree:
 
 def unsafe_reason(name: str) -> str | None:
     """Why a relative name must not be used, or None."""
-    if not name or "\0" in name or "\\" in name:
+    if "\\" in name:
+        return "a backslash parts no folders here: write forward slashes"
+    if not name or "\0" in name:
         return "not a plain relative path"
     if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
         return "absolute path"
