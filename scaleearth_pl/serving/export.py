@@ -40,7 +40,7 @@ from scaleearth_pl.serving.fold import FoldErrors, FoldScale, UpdateMetric, cell
 from scaleearth_pl.serving.foldable import check_foldable, hears_sigma, pinned_gsd_m
 from scaleearth_pl.serving.native import check_replaceable, check_repository, push, save_pretrained
 from scaleearth_pl.serving.options import add_run_options, run_of
-from scaleearth_pl.serving.verify import TOLERANCE, Difference, Verifier, check, check_keys
+from scaleearth_pl.serving.verify import Difference, Verifier, check, check_keys, tolerance_of
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -139,7 +139,7 @@ def export_bank(
     config = read_json(loaded.adapter.path / PEFT_CONFIG)
     config["base_model_name_or_path"] = base_name or config["base_model_name_or_path"]
     verifier, run = Verifier(Assistant(loaded)) if verify else None, loaded.adapter.path.parent
-    tolerance = TOLERANCE[dtype]
+    tolerance = tolerance_of(dtype, loaded.adapter.meta.extra.get("dtype", "float32"))
     n_bytes = sum(t.nbytes for t in fold(adapters, scales[0], dtype=getattr(torch, dtype)).values())
     entries = []
     with replacing_folder(out, n_bytes * len(scales)) as new:

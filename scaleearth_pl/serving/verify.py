@@ -30,15 +30,17 @@ from scaleearth_pl.serving.engine import Assistant, Query
 from scaleearth_pl.serving.fold import FoldScale
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Largest difference of a logit, relative to the largest logit where that exceeds 1; by the folder's dtype.
+"""Largest difference of a logit, relative to the largest logit where that exceeds 1; by the coarser dtype of folder and
+backbone (`tolerance_of`).
 
 Relative, because float32 itself is: two exact evaluations of one gated model (another form of attention, or float64)
 differ by as much as folded and gated do, and by more in absolute terms the larger the logits are
-(`python -m bench.fold`; docs/serving.md has the figures)."""
+(`python -m bench.fold`; docs/serving.md has the figures). A backbone in bfloat16 rounds every layer's output to 8 bits,
+in another order with PEFT's layers than with ours, so there a folder of float32 is no nearer than one of bfloat16."""
 
 NOTHING = 10 * TOLERANCE["float32"]
 """A folder that moves no logit by more than this, in the same unit, changes nothing. The same for every dtype: the rounding
-of A' and B scales with the update, and an adapter that does nothing rounds to one that does nothing."""
+of A' and B scales with the update, and an adapter that does nothing rounds to one that does nothing, in any backbone."""
 
 PROBE_QUESTIONS = ("What is the land cover?", "Is there a road?", "How wide is it, in metres?")
 _NAME = "folded"
@@ -93,6 +95,11 @@ class Verifier:
         own_T = torch.arange(len(hidden_TW), device=hidden_TW.device) >= self._batch.prefix_len_G[0]
         logits: Tensor = self.model.backbone.lm_head(hidden_TW[own_T]).float()
         return logits
+
+
+def tolerance_of(folder: str, backbone: str) -> float:
+    """Largest difference allowed between a folder of one dtype and the gated model, both on a backbone of another."""
+    return max(TOLERANCE[folder], TOLERANCE[backbone])
 
 
 def check(found: Difference, folder: Path, *, tolerance: float) -> None:

@@ -39,8 +39,9 @@ def make_run(
     head: bool = True,
     gate: GateConfig | None = None,
     gsd_text: str = "none",
+    dtype: str = "float32",
 ) -> Path:
-    """Writes `root/runs/stage2-fake/v0` with `latest` beside it; `noise` is B's deviation."""
+    """Writes `root/runs/stage2-fake/v0` with `latest` beside it; `noise` is B's deviation, `dtype` the backbone's."""
     model = tiny_model(corpus, quantise=quantise, noise=noise, gate=gate or GateConfig())
     if not head:
         model.gsd_head = None
@@ -57,7 +58,7 @@ def make_run(
         base_hash=base_hash(base),
         quantisation=quantise,
         commit="abc",
-        extra={"dtype": "float32", "steps": 3},
+        extra={"dtype": dtype, "steps": 3},
     )
     state = {} if model.gsd_head is None else model.gsd_head.state_dict()
     save_adapter(run / "adapter", adapters=model.adapters, gsd_head_state=state, meta=meta)

@@ -265,6 +265,18 @@ def test_half_precision_keeps_its_own_tolerance(earth, tmp_path):
     assert 1e-5 < bank.entries[0].difference_to_gated <= bank.tolerance
 
 
+def test_a_backbone_in_half_precision_is_compared_as_such(fake_corpus, tmp_path):
+    """The larger sizes compute in bfloat16: folder and gated model then agree to its rounding, whatever the folder's dtype."""
+    loaded = load_model(make_run(tmp_path, fake_corpus, dtype="bfloat16"))
+    bank = export_bank(loaded, [FoldScale(gsd_m=1.0)], tmp_path / "bank")
+    (entry,) = bank.entries
+    assert bank.dtype == "float32" and 1e-5 < entry.difference_to_gated <= bank.tolerance == 5e-2
+    assert entry.difference_to_base > 2 * bank.tolerance  # another adapter, or none, is still told apart
+    (wrong,) = Verifier(Assistant(loaded)).compare([tmp_path / "bank" / "gsd-1m"], [FoldScale(gsd_m=30.0)])
+    with pytest.raises(CheckpointError, match="not the gated model"):
+        check(wrong, tmp_path, tolerance=bank.tolerance)
+
+
 def test_a_small_update_is_an_update_in_half_precision_too(fake_corpus, tmp_path):
     """Trained adapters move logits by less than half of the largest, and far more than nothing."""
     loaded = load_model(make_run(tmp_path, fake_corpus, noise=0.01))
