@@ -66,6 +66,10 @@ def test_official_extractor_letter_by_letter(reply, letters):
         ("Based on the image, the correct answer is B because it is red.", "B"), ("a harbour", "B"), ("Red.", "D"),
         ("Based on the image I cannot tell", ""), ("E", ""), ("", ""), ("the answer is A, no, the answer is B", ""),
         ("A harbour with boats", ""), ("bad", ""),
+        # "a" is a word: a small letter is an option in brackets, before punctuation or at the end
+        ("The answer is a bridge", ""), ("The answer is a bridge, option B is a lake", ""), ("the choice is a", "A"),
+        ("The answer is b.", "B"), ("The answer is b, because it is red", "B"), ("the answer is (b) a harbour", "B"),
+        ("The answer is: B because", "B"), ("The answer is an island", ""), ("answer: d\n", "D"), ("a: Two", "A"),
     ],
 )  # fmt: skip
 def test_strict_extractor_reads_what_is_stated(reply, letters):

@@ -10,7 +10,8 @@
 
 Verbose replies therefore score wrong under `official`, and whoever compares models by it compares brevity too. `strict`
 reads what was meant and nothing else: letters alone, a letter that opens the reply ("B. harbour"), a stated answer
-("the answer is (B)"), or the very text of an option.
+("the answer is (B)"; a small letter in brackets, before punctuation or at the end, since "a" is a word), or the very text
+of an option.
 """
 
 import re
@@ -24,8 +25,10 @@ _COMMON = ("The best answer is", "The correct answer is", "The answer is", "The 
 _LIST = re.compile(r"\(?[A-H]\)?(?:(?:\s*[,;&/]\s*|\s+)(?:and\s+)?\(?[A-H]\)?)*\s*[.!]?", re.IGNORECASE)
 _OPENING = re.compile(r"\(?([A-H])[).:]\s", re.IGNORECASE)
 _STATED = re.compile(
-    r"\b(?:answer|option|choice)s?(?:\(s\))?\s*(?:is|are|:|is\(are\):?)\s*:?\s*\(?([A-H])\b(?!')", re.IGNORECASE
+    r"\b(?i:answer|option|choice)(?i:s?(?:\(s\))?\s*(?:is|are|:|is\(are\):?)\s*:?\s*)"
+    r"(?:\(([A-Ha-h])\)|\(?([A-H])\b(?!')|([a-h])(?=\s*(?:[.,:;)!?]|$)))"
 )
+"""Of a bare letter, a small one counts only before punctuation or at the end: "the answer is a bridge" is not option A."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ def strict(reply: str, options: Sequence[str]) -> Letters:
     elif opening := _OPENING.match(text):
         found = {opening[1].upper()}
     else:
-        found = {letter.upper() for letter in _STATED.findall(text)}
+        found = {letter.upper() for letters in _STATED.findall(text) for letter in letters if letter}
         found = found if len(found) == 1 else set()
     return frozenset(found) if found <= set(known) else frozenset()
 
