@@ -4,6 +4,7 @@ The vision tower knows RGB in 0..255. What a raster offers instead is decided he
 
 - bands: by colour interpretation, else by band names (red/green/blue, B04/B03/B02), else the first three; one band is
   repeated; a fourth band (infrared, alpha) is left out; a palette is looked up.
+- white: a TIFF whose smallest value is white (MINISWHITE) is inverted, as Pillow does, where GDAL has no palette for it.
 - depth: eight bits stay as they are; everything else is stretched per band from its 2nd to its 98th percentile of
   valid pixels. Price: the stretch throws absolute radiance away and differs between images.
 - size: a raster of more than `max_pixels` is read decimated by area averaging, through overviews where it has them
@@ -182,6 +183,9 @@ def _to_rgb(
         ends = "; ".join(f"{low:g}..{high:g}" for _, (low, high) in stretched)
         notes = [f"{values_BHW.dtype} stretched by percentiles 2-98 ({ends})"]
         notes += ["constant band" for _, (low, high) in stretched if low == high][:1]
+    if dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
+        bytes_BHW = np.where(_unknown(values_BHW), bytes_BHW, 255 - bytes_BHW)
+        notes.append("smallest value is white: inverted")
     rgb_HW3 = np.ascontiguousarray(np.moveaxis(bytes_BHW, 0, -1))
     return (np.repeat(rgb_HW3, 3, axis=-1) if len(bands) == 1 else rgb_HW3), notes
 
@@ -235,6 +239,12 @@ def _fit(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 
 def _palette(dataset: DatasetReader) -> bool:
     return bool(dataset.colorinterp[0] == ColorInterp.palette)
+
+
+def _unknown(values_BHW: "np.ma.MaskedArray[Any, Any]") -> Any:
+    """Where a value is nodata or no number."""
+    missing = np.ma.getmaskarray(values_BHW)
+    return missing | ~np.isfinite(values_BHW.data) if values_BHW.dtype.kind == "f" else missing
 
 
 def _finite(values_BHW: Any) -> Any:

@@ -115,6 +115,27 @@ def test_one_bit_masks_use_the_whole_range(tmp_path: Path) -> None:
     assert set(np.unique(read_rgb(path).pixels_HW3)) == {0, 255}
 
 
+@pytest.mark.parametrize("bits", [8, 1])
+def test_where_the_smallest_value_is_white_no_negative_comes_out(tmp_path: Path, bits: int) -> None:
+    """GDAL hands such files out inverted by a palette or, where they name a colour interpretation, as they are."""
+    values = noise(1, "uint8", 2**bits)
+    path = write_raster(tmp_path / "a.tif", values, photometric="MINISWHITE", nbits=bits)
+    np.testing.assert_array_equal(read_rgb(path).pixels_HW3, np.asarray(Image.open(path).convert("RGB")))
+    assert noted(path, "inverted" if bits == 8 else "palette")
+    picture = Image.fromarray(values[0]).convert("1" if bits == 1 else "L")
+    picture.save(tmp_path / "b.tif", tiffinfo={262: 0})
+    np.testing.assert_array_equal(read_rgb(tmp_path / "b.tif").pixels_HW3, np.asarray(picture.convert("RGB")))
+
+
+def test_deep_values_whose_smallest_is_white_are_inverted_but_for_nodata(tmp_path: Path) -> None:
+    values = noise(1, "uint16", 4000) + np.uint16(1)
+    values[:, :4] = 0
+    plain = read_rgb(write_raster(tmp_path / "a.tif", values, nodata=0)).pixels_HW3
+    inverted = read_rgb(write_raster(tmp_path / "b.tif", values, nodata=0, photometric="MINISWHITE")).pixels_HW3
+    assert (inverted[:4] == 0).all()
+    np.testing.assert_array_equal(inverted[4:], 255 - plain[4:])
+
+
 def test_large_raster_is_averaged_down_and_its_gsd_follows(tmp_path: Path) -> None:
     checker = np.indices((400, 600)).sum(axis=0) % 2 * np.uint8(200)
     path = tmp_path / "a.tif"
