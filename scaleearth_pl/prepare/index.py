@@ -109,6 +109,8 @@ def _grouped(path: Path, file: str, scan: Scan) -> Iterator[tuple[str, dict[str,
     try:
         with tarfile.open(path, mode="r:") as tar:
             for info in tar:
+                if info.isdir():  # `tar cf x.tar folder/` writes an entry for the folder itself
+                    continue
                 key, _, ext = info.name.partition(".") if "/" not in info.name else _split_name(info.name)
                 if reason := _refuse(info, key, ext, groups):
                     scan.rejected.append(RejectedKey(file=file, key=info.name, reason=reason))

@@ -41,6 +41,18 @@ def test_foreign_shards_of_mixed_tiers_get_an_index(tmp_path):
     assert all(reader.read(row)[1] == IMAGE for row in range(4))
 
 
+def test_entries_of_folders_are_no_samples(tmp_path):
+    """`tar cf a.tar data` as people pack: with them, one of two items would be rejected."""
+    for name, data in pair(0):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(data)
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as tar:
+        tar.add(tmp_path / "data", "data")
+    scan = index_foreign(tmp_path / "shards", max_bad_share=0)
+    assert (scan.n_samples, scan.rejected) == (1, [])
+
+
 def test_the_index_of_our_own_shards_is_reproduced(tmp_path):
     root = make_fake_corpus(tmp_path / "fake", 12)
     ours = json.loads((root / "index.json").read_text())
