@@ -15,11 +15,14 @@ from scaleearth_pl.data.packing import auto_token_budget
 
 
 def agreed_budget(trainer: pl.Trainer | None, micro_token_budget: int | Literal["auto"]) -> int:
-    """Tokens of a micro-batch: as stated, or rank 0's answer to "auto", so that all run equally many."""
+    """Tokens of a micro-batch: as stated, or the smallest answer of any rank to "auto", so that all run equally many."""
     if micro_token_budget != "auto":
         return int(micro_token_budget)
-    budget = auto_token_budget(device_of(trainer))
-    return budget if trainer is None or trainer.world_size == 1 else int(trainer.strategy.broadcast(budget))
+    device = device_of(trainer)
+    budget = auto_token_budget(device)
+    if trainer is None or trainer.world_size == 1:
+        return budget
+    return int(trainer.strategy.reduce(torch.tensor(budget, device=device), reduce_op="min"))
 
 
 def device_of(trainer: pl.Trainer | None) -> torch.device:

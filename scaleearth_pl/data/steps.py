@@ -11,6 +11,7 @@ A rank without work, a micro-batch that only evens out the ranks, and one whose 
 """
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Protocol
@@ -236,6 +237,20 @@ class StepSampler(DistributedSampler[int]):
         """Ignored: the global step alone decides."""
 
 
+OUTLAST_S = 300
+"""Seconds that a worker which is told to end stays: longer than a run that is told the same takes to save and leave."""
+
+
+def outlast_a_stop(worker: int) -> None:  # noqa: ARG001
+    """A signal to a whole process group (`timeout`, systemd, SLURM) reaches the workers too, whom the step still needs.
+
+    The run ends them; SIGUSR1, which asks for a requeue, is none of their business. Nor is the run's pipe of signals.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(OUTLAST_S))
+
+
 class StepLoader(DataLoader[StepBatch]):
     """A DataLoader that resumes by itself, and says so to Lightning, which would warn otherwise.
 
@@ -274,6 +289,7 @@ def make_loader(
         num_workers=num_workers,
         timeout=timeout_s if num_workers else 0,
         pin_memory=pin,
+        worker_init_fn=outlast_a_stop,
     )
 
 

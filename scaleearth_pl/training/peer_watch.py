@@ -21,17 +21,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from scaleearth_pl.core.errors import PeerLostError
+from scaleearth_pl.training.process import is_writing
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 _LEAVE, _ABSENT = "leave", ""
+
+
+class Deadline(NamedTuple):
+    """When this process leaves if it has not by then (`time.monotonic`), with what, why, and how long it was given."""
+
+    until: float
+    status: int
+    reason: str
+    seconds: float
 
 
 class PeerWatch:
@@ -41,9 +52,10 @@ class PeerWatch:
         rank: this process.
         world_size: all processes.
         address: (host, port) of the store; port 0 on rank 0 takes a free one, see `port`.
-        children: processes that this one launched, whose exit status is looked at.
+        children: processes that this one launched, whose exit status is looked at: the ranks after its own.
         silence_s: seconds without a beat after which a rank counts as hung.
         grace_s: seconds that a rank gets to leave by itself after a failure or a request to stop.
+        at_deadline: called with the reason before a request to stop that was not obeyed in time ends the process.
     """
 
     def __init__(
@@ -55,14 +67,15 @@ class PeerWatch:
         children: Sequence["subprocess.Popen[bytes]"] = (),
         silence_s: float = 12.0,
         grace_s: float = 12.0,
+        at_deadline: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.rank, self.world_size, self.children = rank, world_size, tuple(children)
-        self.silence_s, self.grace_s = silence_s, grace_s
+        self.silence_s, self.grace_s, self.at_deadline = silence_s, grace_s, at_deadline
         self.store: TCPStore | None = None
         if world_size > 1:
             host, port = address
             self.store = TCPStore(host, port, world_size, rank == 0, timedelta(seconds=60), wait_for_workers=False)
-        self._deadline: tuple[float, int, str] | None = None
+        self._deadline: Deadline | None = None
         self._word: tuple[int, str] | None = None
         self._signals: tuple[int, dict[int, tuple[int, float]]] | None = None
         self._over = threading.Event()
@@ -84,7 +97,8 @@ class PeerWatch:
     def leave_within(self, status: int, reason: str, seconds: float | None = None) -> None:
         """Ends this process with `status` unless it ended by itself before; safe to call in a signal handler."""
         if self._deadline is None:
-            self._deadline = (time.monotonic() + (self.grace_s if seconds is None else seconds), status, reason)
+            seconds = self.grace_s if seconds is None else seconds
+            self._deadline = Deadline(time.monotonic() + seconds, status, reason, seconds)
 
     def listen(self, read_end: int, statuses: dict[int, tuple[int, float]]) -> None:
         """Takes signal numbers from a pipe (`signal.set_wakeup_fd`), which works while the main thread is in C++.
@@ -158,9 +172,8 @@ class PeerWatch:
         if self._deadline is None:
             self._exit(PeerLostError.exit_status, f"rank 0 is gone ({why.splitlines()[0][:120]})")
         else:
-            until, status, reason = self._deadline
-            time.sleep(max(0.0, until - time.monotonic()))
-            self._exit(status, reason)
+            time.sleep(max(0.0, self._deadline.until - time.monotonic()))
+            self._exit(self._deadline.status, self._deadline.reason)
 
     def _hear(self) -> None:
         if self._signals is None:
@@ -177,10 +190,7 @@ class PeerWatch:
 
     def _look(self, beat: int) -> None:
         self._hear()
-        if self._deadline is not None and time.monotonic() > self._deadline[0]:
-            _, status, reason = self._deadline
-            self.fail(status, reason)
-            self._exit(status, f"{reason}; the step did not end in time, the last checkpoint stands")
+        self._look_at_deadline(self._deadline)
         if self.store is None:
             return
         self.store.set(f"beat/{self.rank}", str(beat))
@@ -189,6 +199,17 @@ class PeerWatch:
         self._look_at_children()
         for other in self._others():
             self._look_at(other)
+
+    def _look_at_deadline(self, given: Deadline | None) -> None:
+        """A file that is being written is waited for, unless another rank is gone, without whom it never ends."""
+        if given is None:
+            return
+        if is_writing() and self._word is None:
+            self._deadline = given._replace(until=time.monotonic() + given.seconds)
+        elif time.monotonic() > given.until:
+            self.fail(given.status, given.reason)
+            self.at_deadline(given.reason)
+            self._exit(given.status, f"{given.reason}; the step did not end in time, the last checkpoint stands")
 
     def _obey(self, word: dict[str, object]) -> None:
         assert self.store is not None
@@ -202,8 +223,9 @@ class PeerWatch:
     def _look_at_children(self) -> None:
         for number, child in enumerate(self.children):
             status = child.poll()
-            if status is not None and not self._leaves(number + 1):
-                self._lost(number + 1, f"its process ended with status {status}")
+            rank = self.rank + 1 + number
+            if status is not None and not self._leaves(rank):
+                self._lost(rank, f"its process ended with status {status}")
 
     def _look_at(self, other: int) -> None:
         assert self.store is not None
@@ -239,8 +261,8 @@ class PeerWatch:
                 time.sleep(0.05)
 
     def _exit(self, status: int, reason: str) -> None:
-        for child in self.children:
-            if child.poll() is None and not self._said("knows", self.children.index(child) + 1):
+        for number, child in enumerate(self.children):
+            if child.poll() is None and not self._said("knows", self.rank + 1 + number):
                 child.kill()
         sys.stderr.write(f"\nrank {self.rank} leaves with status {status}: {reason}\n")
         sys.stderr.flush()

@@ -16,8 +16,12 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+_writing = 0
+"""How many results of this process are being written."""
 
 
 def as_process(run: Callable[[], int], *, linger_s: float = 8.0) -> NoReturn:
@@ -31,11 +35,27 @@ def as_process(run: Callable[[], int], *, linger_s: float = 8.0) -> NoReturn:
         show(error)
     if status:
         end_within(linger_s, status)
-        kill_workers()
     else:
         threading._shutdown()  # type: ignore[attr-defined]  # joins what is no daemon, as Python's own end
+    kill_workers()
     atexit._run_exitfuncs()
     flush_and_exit(status)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """A checkpoint or a result is on its way to the disk: a request to stop waits for it, as long as it takes."""
+    global _writing
+    _writing += 1
+    try:
+        yield
+    finally:
+        _writing -= 1
+
+
+def is_writing() -> bool:
+    """True inside `writing`, seen from any thread and from signal handlers."""
+    return _writing > 0
 
 
 def show(error: BaseException) -> None:

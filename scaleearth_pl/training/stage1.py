@@ -19,6 +19,7 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.memory import decide_checkpointing
 from scaleearth_pl.training.optim import OptimConfig
+from scaleearth_pl.training.process import writing
 from scaleearth_pl.training.sharding import full_state_dict, shard_model
 
 
@@ -66,12 +67,13 @@ class Stage1(TreeTraining):
 
     def on_train_end(self) -> None:
         """Writes `hf/` into the run folder, once, also under FSDP2 (gathered to rank 0)."""
-        state: dict[str, Any] = full_state_dict(self.model.backbone)
-        if self.trainer.is_global_zero:
-            with replacing_folder(Path(self.trainer.default_root_dir) / "hf") as folder:
-                save_backbone(self.model.backbone, folder, state_dict=state)
-                self.datamodule.processor.save(folder)
-        self.trainer.strategy.barrier()
+        with writing():
+            state: dict[str, Any] = full_state_dict(self.model.backbone)
+            if self.trainer.is_global_zero:
+                with replacing_folder(Path(self.trainer.default_root_dir) / "hf") as folder:
+                    save_backbone(self.model.backbone, folder, state_dict=state)
+                    self.datamodule.processor.save(folder)
+            self.trainer.strategy.barrier()
 
 
 def refuse_another_tokenizer(init_from: str, datamodule: Any) -> None:

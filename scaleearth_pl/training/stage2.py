@@ -31,6 +31,7 @@ from scaleearth_pl.model.scaleearth import ScaleEarth
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.memory import decide_checkpointing
 from scaleearth_pl.training.optim import OptimConfig
+from scaleearth_pl.training.process import writing
 from scaleearth_pl.training.sharding import average_gradients, shard_frozen
 
 
@@ -89,7 +90,7 @@ class Stage2(TreeTraining):
 
     @cached_property
     def base_hash(self) -> str:
-        """What the frozen base is, whatever its folder is called; one pass over its files, at the first checkpoint."""
+        """What the frozen base is, whatever its folder is called: one pass over its files."""
         return base_hash(str(self.base))
 
     def configure_model(self) -> None:
@@ -110,6 +111,7 @@ class Stage2(TreeTraining):
         device = self.trainer.strategy.root_device
         if self.fitting:
             refuse_stale_stage1(str(self.base), self.datamodule.index)
+            self._agree_on_base()
         backbone = build_backbone(
             self.backbone_config, source=self.base, token_ids=self.datamodule.processor.token_ids, device=device
         )
@@ -124,6 +126,11 @@ class Stage2(TreeTraining):
             decide_checkpointing(self.model, tokens=self.datamodule.micro_tokens, device=device)
         if self.device_mesh is not None:
             shard_frozen(self, self.model, self.datamodule.step_batch(0).micro[0])
+
+    def _agree_on_base(self) -> None:
+        """Reads the base once and now: at the first checkpoint a job may have two minutes left, and all ranks would."""
+        found = base_hash(str(self.base)) if self.trainer.is_global_zero else ""
+        self.base_hash = str(self.trainer.strategy.broadcast(found))
 
     def named_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Adapters, thresholds (empty where the gate does not learn) and SSE-U (empty where there is none)."""
@@ -182,15 +189,16 @@ class Stage2(TreeTraining):
 
     def on_train_end(self) -> None:
         """Writes `adapter/` into the run folder, once."""
-        if self.trainer.is_global_zero:
-            head = self.model.gsd_head
-            save_adapter(
-                Path(self.trainer.default_root_dir) / "adapter",
-                adapters=self.model.adapters,
-                gsd_head_state={} if head is None else head.state_dict(),
-                meta=self.adapter_meta(),
-            )
-        self.trainer.strategy.barrier()
+        head = self.model.gsd_head
+        with writing():
+            if self.trainer.is_global_zero:
+                save_adapter(
+                    Path(self.trainer.default_root_dir) / "adapter",
+                    adapters=self.model.adapters,
+                    gsd_head_state={} if head is None else head.state_dict(),
+                    meta=self.adapter_meta(),
+                )
+            self.trainer.strategy.barrier()
 
     def adapter_meta(self) -> AdapterMeta:
         """Everything a loader of the adapter must know, the pixels it was trained on included."""

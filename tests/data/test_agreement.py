@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from scaleearth_pl.core.errors import ScaleEarthError, ShardError
+from scaleearth_pl.data import agreement
 from scaleearth_pl.data.agreement import raise_together, refuse_different_plans
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
 
@@ -85,6 +86,14 @@ def test_one_screen_is_told_once(tmp_path: Path, second: str, node_rank: int, sa
         return False
 
     assert in_group(told, tmp_path) == [False, said]
+
+
+def test_the_budget_is_that_of_the_rank_with_the_least_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agreed(rank: int) -> int:
+        monkeypatch.setattr(agreement, "auto_token_budget", lambda device: (9000, 4000)[rank])
+        return agreement.agreed_budget(trainer_of(rank), "auto")
+
+    assert in_group(agreed, tmp_path) == [4000, 4000]
 
 
 @pytest.mark.parametrize("problem", [None, ShardError("cut")])

@@ -1,6 +1,7 @@
 import os
 import resource
 import shutil
+import signal
 from collections import Counter
 from dataclasses import fields
 
@@ -234,3 +235,17 @@ def test_the_sampler_goes_on_where_training_stands():
     assert len(sampler) == 5
     # Lightning leaves such a sampler alone under DDP and would wrap any other.
     assert isinstance(sampler, DistributedSampler)
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_their_work(corpus):
+    """`timeout` and systemd send SIGTERM to everybody: a step that is to be saved first still needs its batch."""
+    data = module(corpus, num_workers=1)
+    batches = iter(data.train_dataloader())
+    first = next(batches)
+    (worker,) = batches._workers
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    rest = [*batches]
+    assert 1 + len(rest) == data.steps_per_epoch > 3
+    assert questions(first) == questions(data.step_batch(0))
+    assert questions(rest[-1]) == questions(data.step_batch(data.steps_per_epoch - 1))

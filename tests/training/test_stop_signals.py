@@ -25,7 +25,7 @@ from scaleearth_pl.training.callbacks.rng_state import RngStreams, seed_step
 from scaleearth_pl.training.callbacks.stop_signals import Stopped, StopSignals
 from scaleearth_pl.training.checkpoint_io import DurableCheckpointIO, checkpoints_by_step
 from scaleearth_pl.training.peer_watch import BEAT_S, PeerWatch
-from scaleearth_pl.training.process import as_process
+from scaleearth_pl.training.process import as_process, writing
 from scaleearth_pl.training.requeue import identity, requeue
 from scaleearth_pl.training.run_folder import choose_run, find_last, point_latest
 
@@ -155,6 +155,59 @@ def test_a_signal_heard_after_the_agreement_puts_no_deadline_on_the_save(monkeyp
     assert left == []
 
 
+@pytest.mark.parametrize("peer_failed", [False, True])
+def test_a_deadline_waits_for_what_is_being_written_unless_a_rank_is_gone(monkeypatch, peer_failed: bool) -> None:
+    left: list[str] = []
+    watch = PeerWatch(rank=0, world_size=1, at_deadline=lambda reason: left.append(f"at deadline: {reason}"))
+    monkeypatch.setattr(watch, "_exit", lambda status, reason: left.append(f"{status}: {reason.split(';')[0]}"))
+    watch._word = (1, "rank 1: bug") if peer_failed else None
+    watch.leave_within(75, "SIGUSR1", 0.1)
+    time.sleep(0.2)
+    with writing():
+        watch._look(1)
+        assert bool(left) is peer_failed
+    left.clear()
+    watch._look(2)
+    assert bool(left) is peer_failed, "its time begins anew when the file is whole"
+    time.sleep(0.2)
+    left.clear()
+    watch._look(3)
+    assert left == ["at deadline: SIGUSR1", "75: SIGUSR1"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "rank", "asked"), [("SIGUSR1", 0, 1), ("rank 3: SIGUSR1", 0, 1), ("SIGUSR1", 1, 0), ("SIGTERM", 0, 0)]
+)
+def test_a_job_whose_step_outlasts_usr1_is_requeued_once(monkeypatch, reason: str, rank: int, asked: int) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(stop_signals, "requeue", lambda: calls.append(True))
+    signals = StopSignals()
+    signals.watch = PeerWatch(rank=rank, world_size=1)
+    signals._at_deadline(reason)
+    signals._at_deadline(reason)
+    assert len(calls) == asked
+
+
+def test_usr1_gets_the_time_that_slurm_leaves_and_sigterm_less(monkeypatch) -> None:
+    monkeypatch.setattr(stop_signals, "job_id", lambda: "7")
+    signals = StopSignals(grace_s=5, requeue_grace_s=70)
+    signals.watch = PeerWatch(rank=0, world_size=1)
+    try:
+        signals._take_signals()
+        assert signals.watch._signals is not None
+        assert signals.watch._signals[1] == {signal.SIGTERM: (143, 5), signal.SIGUSR1: (75, 70)}
+    finally:
+        signals._give_back(keep_watch=False)
+
+
+def test_a_signal_after_training_does_not_interrupt_the_writing_of_the_result() -> None:
+    signals = StopSignals()
+    with writing():
+        signals._handle(signal.SIGTERM, None)
+    with pytest.raises(Stopped):
+        signals._handle(signal.SIGTERM, None)
+
+
 @pytest.mark.parametrize(("error", "rank", "asked"), [(75, 0, True), (75, 1, False), (143, 0, False), (None, 0, False)])
 def test_usr1_requeues_wherever_it_came(monkeypatch, error: int | None, rank: int, asked: bool) -> None:
     calls: list[bool] = []
@@ -282,7 +335,8 @@ def test_a_success_waits_for_threads_and_exit_functions_and_for_nothing_else() -
 
 def test_a_success_that_could_not_be_printed_is_none() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", ENDS_WELL], stdout=full, check=False, timeout=50)
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        done = subprocess.run([sys.executable, "-c", ENDS_WELL], stdout=full, check=False, timeout=50, env=buffered)
     assert done.returncode == 120
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.training.callbacks.numbers import Numbers
 from scaleearth_pl.training.checkpoint_io import SUFFIX, checkpoints_by_step
+from scaleearth_pl.training.process import writing
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,10 @@ class Checkpoints(Checkpoint):
             return
         for numbers in (c for c in trainer.callbacks if isinstance(c, Numbers)):  # type: ignore[attr-defined]
             numbers.settle(trainer)
-        if trainer.is_global_zero:
-            remove_debris(folder)
-        trainer.save_checkpoint(folder / f"step={step:08d}{SUFFIX}", weights_only=False)
+        with writing():
+            if trainer.is_global_zero:
+                remove_debris(folder)
+            trainer.save_checkpoint(folder / f"step={step:08d}{SUFFIX}", weights_only=False)
         self.saved_step = step
         if trainer.is_global_zero:
             prune(folder, keep=self.keep, step=step)

@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from scaleearth_pl.training.callbacks.checkpoint import Checkpoints, is_last_step
 from scaleearth_pl.training.faults import exit_status, first_line
 from scaleearth_pl.training.peer_watch import PeerWatch
+from scaleearth_pl.training.process import is_writing
 from scaleearth_pl.training.requeue import REQUEUED_STATUS, job_id, requeue
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,17 @@ class StopSignals(Checkpoint):
     """Stops all ranks on a signal to any; a subclass of `Checkpoint`, so that every observer has counted the step.
 
     Args:
-        grace_s: seconds for the step to end after a signal; then the process leaves, and the last checkpoint stands.
+        grace_s: seconds for the step to end after SIGTERM; then the process leaves, and the last checkpoint stands. A
+            checkpoint or result that is being written is waited for.
+        requeue_grace_s: the same after SIGUSR1: less than SLURM was told to send it before the time limit (`USR1@120`).
         silence_s: seconds after which a rank that gives no sign of life counts as dead.
     """
 
-    def __init__(self, *, grace_s: float = 12.0, silence_s: float = 12.0) -> None:
-        self.grace_s, self.silence_s = grace_s, silence_s
+    def __init__(self, *, grace_s: float = 12.0, requeue_grace_s: float = 90.0, silence_s: float = 12.0) -> None:
+        self.grace_s, self.requeue_grace_s, self.silence_s = grace_s, requeue_grace_s, silence_s
         self.watch: PeerWatch | None = None
         self._asked = 0
-        self._fitting = False
+        self._fitting = self._requeued = False
         self._group: dist.ProcessGroup | None = None
         self._children: list[Any] = []
         self._previous: dict[int, Any] = {}
@@ -110,7 +113,7 @@ class StopSignals(Checkpoint):
         """
         self._fitting = False
         if isinstance(exception, Stopped) and exception.code == REQUEUED_STATUS and trainer.is_global_zero:
-            requeue()
+            self._requeue()
         if self.watch is None:
             return
         several, echo = self.watch.world_size > 1, None
@@ -136,12 +139,23 @@ class StopSignals(Checkpoint):
         read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pipe = (read_end, write_end, signal.set_wakeup_fd(write_end, warn_on_full_buffer=False))
         assert self.watch is not None
-        self.watch.listen(read_end, {int(number): (STATUSES[number], self.grace_s) for number in numbers})
+        graces = {signal.SIGTERM: self.grace_s, signal.SIGUSR1: self.requeue_grace_s}
+        self.watch.listen(read_end, {int(number): (STATUSES[number], graces[number]) for number in numbers})
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._asked = max(self._asked, number)
-        if not self._fitting:
+        if not self._fitting and not is_writing():
             raise Stopped(STATUSES[number])
+
+    def _requeue(self) -> None:
+        if not self._requeued:
+            self._requeued = True
+            requeue()
+
+    def _at_deadline(self, reason: str) -> None:
+        """In the watch's thread: the job of a step that outlasts SIGUSR1's grace goes back into the queue all the same."""
+        if self.watch is not None and self.watch.rank == 0 and reason.endswith(signal.SIGUSR1.name):
+            self._requeue()
 
     def _agree(self, trainer: pl.Trainer) -> int:
         """The signal that any rank was sent; 0 for none. SIGTERM (15) outranks SIGUSR1 (10)."""
@@ -186,6 +200,7 @@ class StopSignals(Checkpoint):
             children=self._children,
             silence_s=self.silence_s,
             grace_s=self.grace_s,
+            at_deadline=self._at_deadline,
         )
 
     def _give_back(self, *, keep_watch: bool) -> None:
