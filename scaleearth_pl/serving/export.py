@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
         where = str(args.out) if args.push_to is None else push(args.out, args.push_to, private=not args.public)
         screen.print(f"native adapter with model card: {where}", soft_wrap=True)
         return 0
-    grid = args.gsd_m or parse_grid(args.grid)
+    grid, sigmas = args.gsd_m or parse_grid(args.grid), sorted(set(args.sigma or (0.0,)))
     bank = export_bank(
         loaded,
-        [FoldScale(gsd_m=gsd_m, sigma_log10=sigma) for sigma in sorted(set(args.sigma)) for gsd_m in sorted(set(grid))],
+        [FoldScale(gsd_m=gsd_m, sigma_log10=sigma) for sigma in sigmas for gsd_m in sorted(set(grid))],
         args.out,
         base_name=args.base_name,
-        dtype=args.dtype,
+        dtype=args.dtype or "float32",
         verify=args.verify,
     )
     screen.print(summary(bank, args.out), soft_wrap=True)
@@ -81,6 +81,13 @@ def _check_together(args: argparse.Namespace) -> None:
     """What needs no model to be refused."""
     if not args.native and (args.push_to or args.with_base):
         raise ConfigError("--push-to and --with-base go with --native", remedy="folded folders are uploaded by hand")
+    if args.native and (args.sigma or args.dtype or not args.verify):
+        raise ConfigError(
+            "--sigma, --dtype and --no-verify say how to fold, and --native folds nothing",
+            field="native",
+            value={"sigma": args.sigma, "dtype": args.dtype, "verify": args.verify},
+            remedy="leave them out, or give --gsd-m or --grid",
+        )
     if args.public and args.push_to is None:
         raise ConfigError("--public says who may see what --push-to uploads", remedy="give --push-to ORGANISATION/NAME")
     if args.push_to is not None:
@@ -97,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--grid", metavar="LOW:HIGH:STEPdex", help="such as 0.1:30:0.08dex")
     what.add_argument("--native", action="store_true", help="not folded: all of the adapter, with a model card")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--sigma", type=float, nargs="+", default=[0.0], metavar="DECADES", help="sigma axis")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the folded matrices")
+    parser.add_argument("--sigma", type=float, nargs="+", metavar="DECADES", help="sigma axis; default: 0")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the folded matrices; default: float32")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="do not load back through PEFT")
     parser.add_argument("--base-name", help="what to record as base: a hub name, or the folder export-base wrote")
     parser.add_argument("--with-base", action="store_true", help="with --native: copy the base into the folder")

@@ -20,10 +20,12 @@ from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.images import image_size
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.evaluator import run as evaluator_run
+from scaleearth_pl.evaluation.evaluator import views as evaluator_views
 from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus, gather, main, views_of
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
+from scaleearth_pl.evaluation.evaluator.options import check_together, parser, policies_of
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View, spoof_views, standard_normal
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
@@ -145,6 +147,44 @@ def test_views_are_checked_and_named():
             View(**bad)
     with pytest.raises(ConfigError, match="noise"):
         View(policy="predicted", noise_decades=0.5)
+
+
+def test_a_policy_that_the_views_know_is_one_that_the_command_takes(monkeypatch):
+    """README's recipe: a name in views.py is enough for `evaluate`."""
+    with pytest.raises(ConfigError, match="no such policy"):
+        views_of(["oracle"], [])
+    monkeypatch.setattr(evaluator_views, "POLICIES", (*evaluator_views.POLICIES, "oracle"))
+    assert [v.name for v in views_of(["oracle"], [])] == ["oracle"]
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--xlrs", "x.jsonl", "--source", "rsvqa_hr"], "--source"),
+        (["--xlrs", "x.jsonl", "--split", "test"], "--split"),
+        (["--xlrs", "x.jsonl", "--type", "count"], "--type"),
+        (["--xlrs", "x.jsonl", "--allow-leaks"], "--allow-leaks"),
+        (["--xlrs", "x.jsonl", "--trained-on", "c"], "--trained-on"),
+        (["--xlrs", "x.jsonl", "--vlmevalkit-compat"], "--vlmevalkit-compat"),
+        (["--xlrs", "x.jsonl", "--max-tiles", "4"], "--max-tiles"),
+        (["--corpus", "c", "--pixels", "tiles"], "--pixels"),
+        (["--corpus", "c", "--max-pixels", "4096"], "--max-pixels"),
+        (["--corpus", "c", "--max-tiles", "4"], "--max-tiles"),
+        (["--corpus", "c", "--policy", "metadata", "--spoof-gsd-m", "1"], "--spoof-gsd-m"),
+        ([], "no benchmark named"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_before_a_model_is_loaded(words, option, capsys):
+    assert main(["no-such-run", *words]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert (option in told and "leave it out" in told) or (option in told and "--corpus" in told)
+
+
+def test_a_spoofed_gsd_asks_for_spoofing_as_in_ask():
+    args = parser().parse_args(["run", "--corpus", "c", "--spoof-gsd-m", "0.1", "1"])
+    check_together(args)
+    assert [view.name for view in views_of(policies_of(args), args.spoof_gsd_m)] == ["spoof-0.1m", "spoof-1m"]
+    assert policies_of(parser().parse_args(["run", "--corpus", "c"])) == ("metadata",)
 
 
 @pytest.fixture

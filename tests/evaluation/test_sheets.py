@@ -237,6 +237,7 @@ def test_command_line_errors_are_typed_and_end_in_2(world, write, tmp_path, caps
         ([f"a={tmp_path / 'gone'}"], "no run for variant 'a'"),
         (["--runs", str(tmp_path)], "stage2-tiny-world"),
         ([f"a={folder}", "--min-gsds", "9"], "no place was seen"),
+        ([f"a={folder}", "--xlrs", "a.jsonl", "--omniearth", "b.jsonl"], "one benchmark at a time"),
     ]:
         assert command.main([*words, "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err

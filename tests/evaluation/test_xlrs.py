@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow
 import pytest
-from fakes.subjects import tiny_subject
+from fakes.subjects import run_folder_of, tiny_subject
 from PIL import Image
 from pyarrow import parquet
 
@@ -17,6 +17,7 @@ from scaleearth_pl.evaluation.benchmarks.choice import Choice, Reply
 from scaleearth_pl.evaluation.benchmarks.letters import LMMS_EVAL, OMNIEARTH_VLMEVALKIT, right, strict
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy, tile_boxes
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
+from scaleearth_pl.evaluation.evaluator.command import main
 from scaleearth_pl.evaluation.evaluator.row import harness_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View
@@ -213,6 +214,23 @@ def test_foreign_rows_and_bad_images_are_named(tmp_path, subject):
     file.write_text("".join(json.dumps({**row(i), "image": [x]}) + "\n" for i, x in enumerate([broken, _b64(1)])))
     benchmark = open_benchmark("xlrs", [file])
     assert [t.sample.image_id for t in benchmark.images(subject)] == ["xlrs-1"] and list(benchmark.bad) == ["0"]
+
+
+def test_so_many_images_are_spread_over_the_files(tmp_path, subject, fake_corpus):
+    """Two questions an image; the first and the last image are among those that are kept."""
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps({**row(i), "image": [_b64(i // 2)]}) + "\n" for i in range(10)))
+    few = open_benchmark("xlrs", [file]).limited(3)
+    assert list(few.choices()) == ["0", "1", "4", "5", "8", "9"]
+    assert [[q.id for q in asked.questions] for asked in few.images(subject)] == [["0", "1"], ["4", "5"], ["8", "9"]]
+    assert len(open_benchmark("xlrs", [file]).limited(99).choices()) == 10
+    with pytest.raises(ConfigError, match="limit_images"):
+        open_benchmark("xlrs", [file]).limited(0)
+    run = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
+    words = ["--xlrs", str(file), "--limit-images", "3", "--teacher-forced", "--out", str(tmp_path / "out")]
+    assert main([str(run), *words]) == 0
+    (found,) = map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text().splitlines())
+    assert found["counts"] | {"questions": 6, "planned_questions": 6, "images": 3} == found["counts"]
 
 
 def _b64(seed):

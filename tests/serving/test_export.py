@@ -313,6 +313,13 @@ def test_commands(fake_run, earth, tmp_path, capsys):
         export_bank(earth.loaded, [FoldScale(gsd_m=1.0), FoldScale(gsd_m=1.00001)], tmp_path / "two")
 
 
+def test_how_to_fold_is_not_said_of_what_is_not_folded(tmp_path, capsys):
+    for words in (["--sigma", "0.3"], ["--dtype", "bfloat16"], ["--no-verify"]):
+        assert cli.run(["export", "no-such-run", "--native", *words, "--out", str(tmp_path / "out")]) == 2
+        assert "--native folds nothing" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cut_bank_is_refused(exported, tmp_path):
     for text in ("", "{}", '{"schema": "other/1"}', '{"schema": "scaleearth-bank/1", "entries": 3}'):
         (tmp_path / "bank.json").write_text(text)

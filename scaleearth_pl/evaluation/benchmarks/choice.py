@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scaleearth_pl.core.errors import SampleError
+import numpy as np
+
+from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
@@ -86,6 +88,7 @@ class Benchmark:
         task_name: what the benchmark reports the question under.
         files: what is read; none in `BENCHMARKS`.
         pixels: policy for very large images.
+        wanted: ids of the questions that are asked; None for all.
         bad: why a question could not be asked, by its id.
     """
 
@@ -99,11 +102,43 @@ class Benchmark:
     task_name: Callable[[Choice], str]
     files: Sequence[Path] = ()
     pixels: PixelPolicy = field(default_factory=PixelPolicy)
+    wanted: frozenset[str] | None = None
     bad: dict[str, str] = field(default_factory=dict, init=False)
 
     def choices(self) -> dict[str, Choice]:
         """All questions by id, images left on disk."""
         return {choice.id: choice for choice, _, _ in self.rows(images=False)}
+
+    def limited(self, n_images: int) -> "Benchmark":
+        """The same with the questions of so many images at most, evenly spaced over the files.
+
+        Costs one more reading of the files: only its bytes say whether the next question's image is the same one.
+
+        Raises:
+            ConfigError: no image is asked for.
+        """
+        if n_images < 1:
+            raise ConfigError("must be at least 1", field="limit_images", value=n_images)
+        by_image = list(self._ids_by_image())
+        kept = np.linspace(0, len(by_image) - 1, min(n_images, len(by_image))).round().astype(int).tolist()
+        return replace(self, wanted=frozenset(name for number in kept for name in by_image[number]))
+
+    def _ids_by_image(self) -> Iterator[list[str]]:
+        """Ids of consecutive questions about the same image(s); one whose image cannot be read stands alone."""
+        group: list[str] = []
+        last: list[bytes] | None = None
+        for choice, file, row in self.rows(images=True):
+            try:
+                data = image_bytes(row, folder=file.parent)
+            except SampleError:
+                data = None
+            if group and (data is None or data != last):
+                yield group
+                group = []
+            group.append(choice.id)
+            last = data
+        if group:
+            yield group
 
     def images(self, subject: Subject, *, skip: frozenset[str] = frozenset()) -> Iterator[Asked]:
         """Consecutive questions about the same image(s) as one tree; unreadable ones are counted and left out."""
@@ -130,7 +165,9 @@ class Benchmark:
         for choice, file, row in self.read(self.files, images):
             seen[choice.id] += 1
             n = seen[choice.id]
-            yield (choice if n == 1 else replace(choice, id=f"{choice.id}~{n}")), file, row
+            choice = choice if n == 1 else replace(choice, id=f"{choice.id}~{n}")
+            if self.wanted is None or choice.id in self.wanted:
+                yield choice, file, row
 
     def _asked(self, choice: Choice, data: Sequence[bytes], subject: Subject) -> Asked:
         where = f"{self.name} {choice.id}"

@@ -10,6 +10,7 @@ decides, and "metadata" is taken, and written down, as "predicted".
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from scaleearth_pl.core.run_files import PREDICTIONS, ROW
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.benchmarks import BENCHMARKS, open_benchmark
 from scaleearth_pl.evaluation.benchmarks.choice import MAX_NEW_TOKENS
-from scaleearth_pl.evaluation.benchmarks.pixels import PixelPolicy
 from scaleearth_pl.evaluation.evaluator.choice import evaluate_choice
 from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.model import Subject, load_subject
+from scaleearth_pl.evaluation.evaluator.options import check_together, decoding_of, parser, pixels_of, policies_of
 from scaleearth_pl.evaluation.evaluator.row import harness_table, matcher_table, result_row, results_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding, finished_row, run_view
-from scaleearth_pl.evaluation.evaluator.views import POLICIES, SPOOF_GRID_M, View, spoof_views
+from scaleearth_pl.evaluation.evaluator.views import SPOOF_GRID_M, View, spoof_views
 from scaleearth_pl.model.backbone import silence_loading
 
 ROWS = "rows.jsonl"
@@ -110,17 +111,16 @@ def views_of(policies: Iterable[str], spoof_grid_m: Sequence[float]) -> list[Vie
     for name in policies:
         if name == "spoof":
             views += spoof_views(spoof_grid_m or SPOOF_GRID_M)
-        elif name in ("metadata", "predicted", "fused"):
-            views.append(View(policy=name))  # type: ignore[arg-type]
         else:
-            raise ConfigError("no such policy", field="policy", value=name, remedy=f"one of {POLICIES}")
+            views.append(View(policy=name))  # type: ignore[arg-type]  # which refuses what is no policy
     return views
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
+    check_together(args)
     silence_loading()
     rows = _evaluate_all(args)
     console().print(results_table(rows))
@@ -143,17 +143,14 @@ def _evaluate_all(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows += _on_corpus(subject, args) if args.corpus else ()
         for name in BENCHMARKS:
             rows += _on_files(subject, name, getattr(args, name), args) if getattr(args, name) else ()
-    if not rows:
-        options = " or ".join(f"--{name}" for name in BENCHMARKS)
-        raise ConfigError("no benchmark named", remedy=f"give --corpus data_shards/NAME, {options} FILE...")
     gather(args.out)
     return rows
 
 
 def _on_corpus(subject: Subject, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    trained_on = [ShardIndex.load(root) for root in args.trained_on]
-    for split in args.split:
-        for view in views_of(args.policy, args.spoof_gsd_m):
+    trained_on = [ShardIndex.load(root) for root in args.trained_on or ()]
+    for split in args.split or ("test",):
+        for view in views_of(policies_of(args), args.spoof_gsd_m or ()):
             corpus = CorpusSplit.open(
                 args.corpus, split, limit_images=args.limit_images, sources=args.source, types=args.type
             )
@@ -162,65 +159,22 @@ def _on_corpus(subject: Subject, args: argparse.Namespace) -> Iterable[dict[str,
                 corpus,
                 view,
                 out=args.out,
-                decoding=_decoding(args, 24),
+                decoding=decoding_of(args, 24),
                 trained_on=trained_on,
                 allow_leaks=args.allow_leaks,
             )
 
 
 def _on_files(subject: Subject, name: str, files: Sequence[Path], args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    pixels = PixelPolicy(kind=args.pixels, max_pixels=args.max_pixels, max_tiles=args.max_tiles)
-    policies = dict.fromkeys(name if name != "metadata" else "predicted" for name in args.policy)
-    for view in views_of(policies, args.spoof_gsd_m):
-        benchmark = open_benchmark(name, files, pixels=pixels)
+    policies = dict.fromkeys(policy if policy != "metadata" else "predicted" for policy in policies_of(args))
+    every = open_benchmark(name, files, pixels=pixels_of(args))
+    some = every if args.limit_images is None else every.limited(args.limit_images)
+    for view in views_of(policies, args.spoof_gsd_m or ()):
         yield evaluate_choice(
             subject,
-            benchmark,
+            replace(some),  # books of unreadable images of its own
             view,
             out=args.out,
-            decoding=_decoding(args, MAX_NEW_TOKENS),
+            decoding=decoding_of(args, MAX_NEW_TOKENS),
             vlmevalkit_compat=args.vlmevalkit_compat,
         )
-
-
-def _decoding(args: argparse.Namespace, max_new_tokens: int) -> Decoding:
-    return Decoding(
-        generate=not args.teacher_forced,
-        max_new_tokens=args.max_new_tokens or max_new_tokens,
-        budget_tokens=args.budget_tokens,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scaleearth evaluate", description="Checkpoints x benchmarks x GSD policies.")
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/stage2-tiny-world/latest")
-    parser.add_argument("--corpus", type=Path, help="data_shards/NAME")
-    parser.add_argument("--split", nargs="+", default=["test"], help="splits of the corpus")
-    parser.add_argument("--source", nargs="+", help="only these sources, such as rsvqa_hr (test1) or rsvqa_hr_phili")
-    parser.add_argument("--type", nargs="+", help="only questions of these types")
-    parser.add_argument("--policy", nargs="+", default=["metadata"], help=f"of {POLICIES}")
-    parser.add_argument(
-        "--spoof-gsd-m", type=float, nargs="+", default=[], help="grid of policy spoof, metres per pixel"
-    )
-    parser.add_argument("--out", type=Path, default=Path("reports/evaluate"), help="where results go")
-    parser.add_argument("--base", type=Path, help="folder of the backbone, where it has moved")
-    parser.add_argument(
-        "--trained-on", type=Path, nargs="+", default=[], help="other corpora trained on, for the guard"
-    )
-    parser.add_argument("--allow-leaks", action="store_true", help="count leaked images instead of refusing")
-    parser.add_argument(
-        "--teacher-forced", action="store_true", help="right or wrong only, no text (several times faster)"
-    )
-    parser.add_argument("--limit-images", type=int, help="evenly spaced over the split")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help=f"default 24; {MAX_NEW_TOKENS} for benchmarks of local files"
-    )
-    for name, benchmark in BENCHMARKS.items():
-        parser.add_argument(f"--{name}", type=Path, nargs="+", default=[], help=f"files of {benchmark.title}")
-    parser.add_argument("--pixels", choices=["budget", "tiles"], default="budget", help="policy for very large images")
-    parser.add_argument("--max-pixels", type=int, help="of an image or tile; default: as in training")
-    parser.add_argument("--max-tiles", type=int, default=9)
-    parser.add_argument("--vlmevalkit-compat", action="store_true", help="OmniEarth's Overall macro as computed there")
-    parser.add_argument("--budget-tokens", type=int, default=8192, help="tokens of one packed forward")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    return parser

@@ -136,12 +136,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sheets(args: argparse.Namespace) -> Written:
+    named = [name for name in BENCHMARKS if getattr(args, name)]
+    if len(named) > 1:
+        raise ConfigError(
+            "one benchmark at a time has sheets",
+            field="benchmarks",
+            value=[f"--{name}" for name in named],
+            remedy="call it once for each, with the answers to its questions",
+        )
     setting = Setting(size=args.size, corpus=args.corpus, runs=args.runs)
     draw = Draw(places=args.places, questions=args.questions, min_gsds=args.min_gsds, seed=args.draw)
     variants = named_variants(args.variants, setting, args.seed)
-    for name in BENCHMARKS:
-        if getattr(args, name):
-            return benchmark_sheets(variants, draw, name=name, files=getattr(args, name), out=args.out)
+    if named:
+        return benchmark_sheets(variants, draw, name=named[0], files=getattr(args, named[0]), out=args.out)
     return corpus_sheets(variants, draw, corpus=args.corpus, out=args.out, device=args.device)
 
 
