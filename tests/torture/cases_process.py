@@ -14,7 +14,7 @@ TWO_MICRO_BATCHES = {1: 4, 2: 7}
 """By world size, a step in which the last rank has two micro-batches; without a second one its fault would not strike."""
 
 
-@case("P1", "SIGTERM to rank 0, to rank 1, to all")
+@case("P1", "SIGTERM to rank 0, to rank 1, to all, to workers as well")
 def p1(bench: Bench) -> str:
     """Status 143 everywhere, a checkpoint of the very last step, an exact resume; also during start-up and validation."""
     reference, seconds = bench.reference(world=2), []
@@ -27,8 +27,22 @@ def p1(bench: Bench) -> str:
         run.finish()
         run.assert_same_as(reference)
     if bench.full:
+        seconds.append(_with_workers(bench))
         seconds += [_while_starting(bench), launched_by_lightning(bench, "term", 143), slurm(bench)]
     return f"all gone with 143 in at most {max(seconds):.1f} s; resumed to the bit"
+
+
+def _with_workers(bench: Bench) -> float:
+    """The signal of `timeout` and systemd, which reaches the loaders' workers, too."""
+    run = bench.run("p1-workers", world=2, every=100, workers=1)
+    processes = run.start(Fault(out=str(run.out), pause_s=PAUSE_S))
+    run.wait_for_step(4, rank=1)
+    since = time.time()
+    workers = [process.send_to_family(signal.SIGTERM) for process in processes]
+    assert min(workers) > 0, "no worker was there"
+    seconds = stopped(bench, processes, since, [143, 143], run)
+    assert newest_step(run) == len(run.losses()), "the checkpoint is not of the last step"
+    return seconds
 
 
 def _while_starting(bench: Bench) -> float:

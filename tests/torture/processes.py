@@ -34,6 +34,13 @@ class Process:
         if self.status is None:
             os.kill(self.pid, number)
 
+    def send_to_family(self, number: int) -> int:
+        """To the process and those that it started, as `timeout` and systemd do; returns how many those are."""
+        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, listed)):
+            os.kill(pid, number)
+        return len(listed)
+
     def wait(self, timeout: float = 600.0) -> int:
         """Its exit status; -1000 if it had to be killed after `timeout`."""
         if not self.over.wait(timeout):
