@@ -155,3 +155,14 @@ def test_a_report_of_one_section_says_what_was_not_run(tmp_path):
     assert report.markdown(results).count("not run") == len(report.BARS)
     report.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_contender_that_does_not_fit_costs_nobody_elses_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import gpu
+
+    def too_large() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fitting = gpu.that_fit({"T2-32": too_large, "ours-100": lambda: 1})
+    assert list(fitting) == ["ours-100"]
+    assert "T2-32 left out: CUDA out of memory" in capsys.readouterr().err
