@@ -11,7 +11,6 @@ token for 6.946 B linear weights and rank 64, at the device's dense bfloat16 pea
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from bench.memory import peak_bytes
 from bench.ours import Contender, LoraShape, forward_backward, gradients, randomise_b
 from bench.peers import Peer, quiet
 from bench.shapes import Bank, Shape, write_corpus
-from bench.timing import interleave, rates, ratio
+from bench.timing import interleave, rates, ratio, that_fit
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.tokens import TokenIds
@@ -135,18 +134,6 @@ def speed(
         }
         for name in work
     ]
-
-
-def that_fit(work: dict[str, Any]) -> dict[str, Any]:
-    """Removes what runs out of memory in a first turn, and says so: one contender must not cost the others' figures."""
-    for name, turn in [*work.items()]:
-        try:
-            turn()
-        except torch.OutOfMemoryError as error:
-            del work[name]
-            sys.stderr.write(f"{name} left out: {str(error).splitlines()[0]}\n")
-            torch.cuda.empty_cache()
-    return work
 
 
 def turns_of(n_questions: int) -> dict[int, range]:

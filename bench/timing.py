@@ -8,6 +8,7 @@ clock. With more threads it is the wall clock, since waiting threads spin; on a 
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -26,6 +27,18 @@ def now() -> float:
 def clock_name() -> str:
     """What `now` reads, for the record."""
     return "wall" if torch.cuda.is_available() or torch.get_num_threads() > 1 else "cpu time of one thread"
+
+
+def that_fit(work: dict[str, Callable[[], int]]) -> dict[str, Callable[[], int]]:
+    """Removes what runs out of memory in a first turn, and says so: one contender must not cost the others' figures."""
+    for name, turn in [*work.items()]:
+        try:
+            turn()
+        except torch.OutOfMemoryError as error:
+            del work[name]
+            sys.stderr.write(f"{name} left out: {str(error).splitlines()[0]}\n")
+            torch.cuda.empty_cache()
+    return work
 
 
 def interleave(work: Mapping[str, Callable[[], int]], *, rounds: int, warm_up: bool = True) -> dict[str, list[float]]:

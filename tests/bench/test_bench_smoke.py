@@ -12,7 +12,7 @@ from bench.gradients import ours_error, peer_error, relative_error
 from bench.memory import peak_bytes
 from bench.ours import Contender, LoraShape, build, micro_batches
 from bench.shapes import Bank, Shape, write_corpus
-from bench.timing import interleave, rates, ratio
+from bench.timing import interleave, rates, ratio, that_fit
 from scaleearth_pl.core.errors import ConfigError
 
 SHAPE = Shape(visual_tokens=4, questions=6, images=2)
@@ -158,11 +158,9 @@ def test_a_report_of_one_section_says_what_was_not_run(tmp_path):
 
 
 def test_a_contender_that_does_not_fit_costs_nobody_elses_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    from bench import gpu
-
     def too_large() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    fitting = gpu.that_fit({"T2-32": too_large, "ours-100": lambda: 1})
+    fitting = that_fit({"T2-32": too_large, "ours-100": lambda: 1})
     assert list(fitting) == ["ours-100"]
     assert "T2-32 left out: CUDA out of memory" in capsys.readouterr().err
