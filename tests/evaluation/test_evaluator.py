@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from scaleearth_pl.core.gsd import Provenance, Tier
 from scaleearth_pl.data.collate import collate, encode_tree
 from scaleearth_pl.data.images import image_size
 from scaleearth_pl.data.shards import ShardIndex
+from scaleearth_pl.evaluation.evaluator import blind, command
 from scaleearth_pl.evaluation.evaluator import run as evaluator_run
 from scaleearth_pl.evaluation.evaluator import views as evaluator_views
 from scaleearth_pl.evaluation.evaluator.command import evaluate_corpus, gather, main, views_of
@@ -26,10 +27,13 @@ from scaleearth_pl.evaluation.evaluator.corpus import CorpusSplit
 from scaleearth_pl.evaluation.evaluator.engine import grouped, run_views
 from scaleearth_pl.evaluation.evaluator.model import load_subject
 from scaleearth_pl.evaluation.evaluator.options import check_together, parser, policies_of
+from scaleearth_pl.evaluation.evaluator.row import floors_of, floors_table
 from scaleearth_pl.evaluation.evaluator.run import Decoding
 from scaleearth_pl.evaluation.evaluator.views import View, spoof_views, standard_normal
+from scaleearth_pl.evaluation.floors import compute_floors
 from scaleearth_pl.evaluation.predictions import read_predictions, read_sse_u
 from scaleearth_pl.evaluation.rsvqa.ours import rsvqa_scores
+from scaleearth_pl.evaluation.tables import percent
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.prepare.write import ShardWriter
@@ -234,6 +238,78 @@ def test_done_evaluations_are_read_not_repeated(subject, corpus, tmp_path, monke
     first = evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding)
     monkeypatch.setattr(evaluator_run, "run_views", None)
     assert evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=decoding) == first
+
+
+def test_one_process_fills_a_folder_and_an_image_counts_once(subject, corpus, tmp_path, monkeypatch):
+    decoding = Decoding(generate=False, budget_tokens=1)
+    whole = evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "a", decoding=decoding)
+    real = evaluator_run.run_views
+
+    def begun_again(*args, **kwargs):
+        with pytest.raises(ConfigError, match="another process is evaluating into this folder"):
+            evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
+        monkeypatch.setattr(evaluator_run, "run_views", real)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(evaluator_run, "run_views", begun_again)
+    evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
+    folder = next((tmp_path / "b").glob("*/*/metadata"))
+    (folder / "row.json").unlink()
+    rows = read_predictions(folder / "predictions.jsonl")
+    lines = [
+        {"image_id": rows[0].image_id, "answers": [asdict(r) for r in rows if r.image_id == rows[0].image_id]}
+        | {"sse_u": None, "seconds": 0.1, "commit": "abc"}
+    ]
+    (folder / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in 2 * lines))
+    again = evaluate_corpus(subject, corpus, METADATA, out=tmp_path / "b", decoding=decoding)
+    assert again["counts"] == whole["counts"] and again["accuracy"] == whole["accuracy"]
+    assert again["resumed_from"] == ["abc"]
+
+
+def test_answers_of_uncommitted_code_are_never_those_of_this_code(subject, fake_corpus, tmp_path, capsys, monkeypatch):
+    run = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
+    for module in (command, evaluator_run):
+        monkeypatch.setattr(module, "current_commit", lambda: "abc-dirty")
+    words = [str(run), "--corpus", str(fake_corpus), "--teacher-forced", "--out", str(tmp_path / "out")]
+    told = []
+    for policies in (["metadata"], ["metadata", "predicted"]):
+        assert main([*words, "--policy", *policies]) == 0
+        told.append(" ".join(capsys.readouterr().out.split()))
+    assert "not repeated" not in told[0]
+    assert "not repeated: evaluated at abc-dirty (this is abc-dirty)" in told[1]
+    assert "uncommitted code made answers of tiny/fake/metadata: nobody" in told[1]
+    resumed = {"subject": "a", "benchmark": "b", "configuration": {"view": "c"}, "commit": "new"}
+    resumed |= {"answered_at": ["new", "old-dirty"], "resumed_from": ["old-dirty"]}
+    assert "old-dirty (this is new)" in command.told_of_earlier([resumed], [], "new")[0]
+
+
+def test_floors_of_question_and_gsd_stand_beside_an_accuracy(subject, corpus, fake_corpus, tmp_path):
+    decoding = Decoding(generate=False)
+    plain = replace(tiny_subject(fake_corpus, gate=_open_gate()), name="plain", fingerprint="open" * 4)
+    ours, untold = (evaluate_corpus(s, corpus, METADATA, out=tmp_path, decoding=decoding) for s in (subject, plain))
+    rows = read_predictions(next(tmp_path.glob("tiny-*/*/metadata/predictions.jsonl")))
+    found = compute_floors(rows, corpus_root=fake_corpus)
+    majority, *looked_up, image_only = floors_of(ours, [ours, untold])
+    assert looked_up == [found.question_only["overall"], found.question_gsd["overall"]]
+    assert ours["floors"]["question_gsd"]["by_type"] and majority == ours["majority"]["overall"]
+    assert image_only == untold["accuracy"]["overall"]["estimate"] and floors_of(ours, [ours])[3] is None
+    old = {k: v for k, v in ours.items() if k != "floors"}
+    assert floors_of(old, [old])[1:] == (None, None, None), "rows of earlier commits"
+    cells = [column._cells for column in floors_table([ours, untold]).columns]
+    assert [some[0] for some in cells[3:]] == [percent(x) for x in (majority, *looked_up, image_only)]
+    assert all(len(some) == 1 for some in cells), "floors are of questions, not of models"
+    assert floors_table([old]).columns[4]._cells == ["-"]
+    train = CorpusSplit.open(fake_corpus, "train", limit_images=3)
+    leaky = evaluate_corpus(subject, train, METADATA, out=tmp_path, decoding=decoding, allow_leaks=True)
+    assert leaky["floors"]["question_gsd"] is None and "trained on" in leaky["floors"]["absent"]
+
+
+def test_views_of_one_corpus_read_its_questions_once(subject, fake_corpus, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(blind, "compute_floors", lambda *a, **k: calls.append(1) or compute_floors(*a, **k))
+    run = run_folder_of(subject, fake_corpus, tmp_path / "runs" / "tiny" / "v0")
+    words = [str(run), "--corpus", str(fake_corpus), "--teacher-forced", "--out", str(tmp_path / "out")]
+    assert main([*words, "--policy", "metadata", "predicted"]) == 0 and len(calls) == 1
 
 
 def test_unreadable_images_are_in_the_row_and_fatal_past_a_share(subject, fake_corpus, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """What one evaluation says, as one JSON row: every number with what it means.
 
 A row names code and training commit, configuration, harness, split, types, matcher and counts, because the same
-predictions are worth different numbers under each. Accuracies carry intervals over places and stand beside the
-majority floor. RSVQA sources are scored under every published matcher.
+predictions are worth different numbers under each. Accuracies carry intervals over places and stand beside their
+floors: the majority's always, those of question and GSD where the questions are a corpus's, and what an image gives
+without its GSD where a model that is not told it was evaluated on the same questions. RSVQA sources are scored under
+every published matcher.
 """
 
 import os
@@ -38,6 +40,7 @@ def result_row(
     split: str,
     counts: Mapping[str, Any],
     harness: str = "scaleearth",
+    floors: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The row of one subject, benchmark and view.
@@ -51,11 +54,11 @@ def result_row(
         split: of the benchmark.
         counts: planned, unreadable and leaked images, as the caller knows them.
         harness: whose prompts and scores these are.
+        floors: of question and GSD (`blind.py`); None where the questions are of no corpus.
         extra: scores of the harness itself.
     """
     rows = answers.predictions
     masks = group_masks(rows)
-    floors = group_means(majority_verdicts(rows), masks)
     intervals = place_bootstrap(correctness(rows), [row.place_id for row in rows], masks)
     return {
         "schema": ROW_SCHEMA,
@@ -77,7 +80,8 @@ def result_row(
             **counts,
         },
         "accuracy": nested({name: interval.as_json() for name, interval in intervals.items()}),
-        "majority": nested(floors),
+        "majority": nested(group_means(majority_verdicts(rows), masks)),
+        "floors": floors,
         "rsvqa": rsvqa_scores(rows),
         "sse_u": sse_u_by_cue(answers.sse_u),
         "seconds": round(answers.seconds, 2),
@@ -95,6 +99,7 @@ def configuration(subject: Subject, view: View, decoding: Decoding) -> dict[str,
         "spoof_gsd_m": view.spoof_gsd_m,
         "marginal": subject.resolver.marginal,
         "gsd_text": subject.gsd_text,
+        "told_gsd": subject.reads_scale and subject.resolver.policy != "spoof",
         "max_pixels": subject.processor.max_pixels,
         "generate": decoding.generate,
         "max_new_tokens": decoding.max_new_tokens,
@@ -102,7 +107,7 @@ def configuration(subject: Subject, view: View, decoding: Decoding) -> dict[str,
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
-    """Subjects and views, accuracy with its interval, the floor beside it."""
+    """Subjects and views, accuracy with its interval, the majority floor beside it."""
     table = RichTable(title="accuracy, % [95 % over places]", caption="majority floor: the best constant per type")
     for name in ("subject", "benchmark", "split", "view", "matcher"):
         table.add_column(name)
@@ -119,6 +124,44 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
             *cells, str(row["counts"]["questions"]), accuracy, floor, "-" if speed is None else f"{speed:.0f}"
         )
     return table
+
+
+def floors_table(rows: Sequence[Mapping[str, Any]]) -> RichTable:
+    """What is reached without image, GSD or model, a line for each set of questions."""
+    caption = "image only: the best model of this call that is not told the GSD (plain LoRA, stage 1)"
+    table = RichTable(title="floors, %", caption=caption)
+    for name in ("benchmark", "split"):
+        table.add_column(name)
+    for name in ("questions", "majority", "question only", "question + GSD", "image only"):
+        table.add_column(name, justify="right")
+    seen: list[Any] = []
+    for row in rows:
+        if _asked(row) not in seen:
+            seen.append(_asked(row))
+            start = (row["benchmark"], row["split"], str(row["counts"]["questions"]))
+            table.add_row(*start, *(percent(floor) for floor in floors_of(row, rows)))
+    return table
+
+
+def floors_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, ...]:
+    """(majority, question only, question + GSD, image only) over all questions of a row; None where not measured.
+
+    Image only is the best of those of `rows` whose model is not told the GSD and that answered the same questions.
+    """
+    asked = _asked(row)
+    blind: Mapping[str, Any] = next((o["floors"] for o in rows if o.get("floors") and _asked(o) == asked), {})
+    looked_up = [floor and floor["overall"] for floor in (blind.get("question_only"), blind.get("question_gsd"))]
+    untold = [
+        other["accuracy"]["overall"]["estimate"]
+        for other in rows
+        if other["configuration"].get("told_gsd") is False and _asked(other) == asked
+    ]
+    return row["majority"]["overall"], *looked_up, max(untold, default=None)
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What was asked, as far as a row knows, and how answers were compared."""
+    return (*(row[name] for name in ("benchmark", "split", "matcher", "types", "majority")), row["counts"]["questions"])
 
 
 def matcher_table(rows: Sequence[Mapping[str, Any]]) -> RichTable | None:

@@ -8,12 +8,14 @@
         row.json            the result (`row.py`); its presence means: done
 
 A run that was cut off goes on behind the last whole line of part.jsonl; one that is done is read, not repeated. Images
-are written as they are finished, so a crash costs one group.
+are written as they are finished, so a crash costs one group. One process fills a folder at a time (`flock` on .lock).
 """
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.predictions import write_rows
 
-PLAN, PART = "plan.json", "part.jsonl"
+PLAN, PART, LOCK = "plan.json", "part.jsonl", ".lock"
 MAX_BAD_SHARE = 0.01
 """Of the images or questions of an evaluation."""
 
@@ -57,12 +59,16 @@ class Decoding:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Everything that was answered, by image, the seconds it took and the commits that did it (resumed parts included)."""
+    """Everything that was answered, by image, the seconds it took and the commits that did it (resumed parts included).
+
+    `resumed_from` are the commits of what a cut-off run had left.
+    """
 
     predictions: list[Prediction] = field(default_factory=list)
     sse_u: list[SseuReading] = field(default_factory=list)
     seconds: float = 0.0
     commits: set[str] = field(default_factory=set)
+    resumed_from: frozenset[str] = frozenset()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Takes one line of part.jsonl in."""
@@ -101,23 +107,46 @@ def run_view(
         boundaries: tiers in which accuracies are reported.
 
     Raises:
-        ConfigError: the folder holds another evaluation, the stream was empty, or too much of it was unreadable.
+        ConfigError: the folder holds another evaluation, or another process is filling it; the stream was empty, or too
+            much of it was unreadable.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, {**plan, **decoding.plan(view)})
-    if (row := finished_row(folder)) is not None:
-        return row
-    answers = _answered(folder / PART, subject, stream, view, n_images, decoding, boundaries)
-    _check_readable(unreadable, n_images)
-    if not answers.predictions:
-        raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
-    write_rows(folder / PREDICTIONS, answers.predictions)
-    if answers.sse_u:
-        write_rows(folder / SSE_U, answers.sse_u)
-    row = {**describe(answers), "unreadable": dict(unreadable), "answered_at": sorted(answers.commits)}
-    write_json(folder / ROW, row)  # marks the evaluation as done
-    (folder / PART).unlink(missing_ok=True)
+    with nullcontext() if (folder / ROW).is_file() else _alone(folder):
+        _check_plan(folder, {**plan, **decoding.plan(view)})
+        if (row := finished_row(folder)) is not None:
+            return row
+        answers = _answered(folder / PART, subject, stream, view, n_images, decoding, boundaries)
+        _check_readable(unreadable, n_images)
+        if not answers.predictions:
+            raise ConfigError("nothing was evaluated", file=folder, remedy="check split, sources and types")
+        write_rows(folder / PREDICTIONS, answers.predictions)
+        if answers.sse_u:
+            write_rows(folder / SSE_U, answers.sse_u)
+        row = {
+            **describe(answers),
+            "unreadable": dict(unreadable),
+            "answered_at": sorted(answers.commits),
+            "resumed_from": sorted(answers.resumed_from),
+        }
+        write_json(folder / ROW, row)  # marks the evaluation as done
+        (folder / PART).unlink(missing_ok=True)
     return row
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the kernel frees it with the process, however that ends.
+
+    Raises:
+        ConfigError: another process is evaluating into this folder.
+    """
+    with (folder / LOCK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "wait for it, or write to another folder with --out"
+            raise ConfigError("another process is evaluating into this folder", file=folder, remedy=remedy) from error
+        yield
 
 
 def finished_row(folder: Path) -> dict[str, Any] | None:
@@ -200,11 +229,13 @@ def _finished(file: Path) -> tuple[Answers, set[str]]:
             break
         if not line.endswith(b"\n"):
             break
-        answers.add(row)
-        done.add(row["image_id"])
+        if row["image_id"] not in done:  # two runs in one folder, before it was locked
+            answers.add(row)
+            done.add(row["image_id"])
         good += len(line)
     with file.open("r+b") as stream:
         stream.truncate(good)
+    answers.resumed_from = frozenset(answers.commits)
     return answers, done
 
 
