@@ -312,6 +312,22 @@ def test_views_of_one_corpus_read_its_questions_once(subject, fake_corpus, tmp_p
     assert main([*words, "--policy", "metadata", "predicted"]) == 0 and len(calls) == 1
 
 
+def test_pseudo_gsds_that_differ_anywhere_have_answers_of_their_own(subject, corpus, tmp_path):
+    assert [view.name for view in spoof_views([0.1, 30.0, 0.30001, 0.30004])][2:] == [
+        "spoof-0.30001m",
+        "spoof-0.30004m",
+    ]
+    decoding = Decoding(generate=False)
+    for view in spoof_views([0.1, 1 / 3]):
+        evaluate_corpus(subject, corpus, view, out=tmp_path, decoding=decoding)
+    names = {folder.parent.name for folder in tmp_path.glob("*/*/*/plan.json")}
+    assert names == {"spoof-0.1m", "spoof-0.333333333m"}
+    with pytest.raises(ConfigError, match=r"another evaluation.*spoof_gsd_m"):
+        evaluate_corpus(subject, corpus, spoof_views([1 / 3 + 1e-12])[0], out=tmp_path, decoding=decoding)
+    plan = json.loads(next(tmp_path.glob("*/*/spoof-0.1m/plan.json")).read_text())
+    assert plan["view"] == "spoof-0.1m" and "spoof_gsd_m" not in plan, "as earlier commits wrote it"
+
+
 def test_unreadable_images_are_in_the_row_and_fatal_past_a_share(subject, fake_corpus, tmp_path, monkeypatch):
     """A score over the half of the images that were there would be a score of another benchmark."""
     broken = tmp_path / "broken"

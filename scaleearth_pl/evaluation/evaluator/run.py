@@ -54,7 +54,7 @@ class Decoding:
 
     def plan(self, view: View) -> dict[str, Any]:
         """What of it, with the view, identifies an evaluation; the token budget changes memory only."""
-        return {"view": view.name, "generate": self.generate, "max_new_tokens": self.max_new_tokens}
+        return {**view.plan, "generate": self.generate, "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from scaleearth_pl.core.errors import ConfigError
 from scaleearth_pl.core.gsd import check_gsd_m
@@ -55,14 +55,27 @@ class View:
             raise ConfigError("noise and shift move the metadata, which this policy does not read", value=self.policy)
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """What identifies it: its name, and the GSD where nine digits are not the whole of it."""
+        gsd_m = self.spoof_gsd_m
+        exact = gsd_m is None or float(_digits(gsd_m)) == gsd_m
+        return {"view": self.name} if exact else {"view": self.name, "spoof_gsd_m": gsd_m}
+
+    @property
     def name(self) -> str:
-        """Unique among views: metadata, predicted, spoof-0.3m, metadata-noise-0.5, ..."""
-        words = [self.policy if self.spoof_gsd_m is None else f"spoof-{self.spoof_gsd_m:.4g}m"]
+        """Unique among views, but for GSDs equal to nine digits: metadata, spoof-0.3m, metadata-noise-0.5, ..."""
+        words = [self.policy if self.spoof_gsd_m is None else f"spoof-{_digits(self.spoof_gsd_m)}m"]
         if self.shift_decades:
             words.append(f"shift{self.shift_decades:+g}")
         if self.noise_decades:
             words.append(f"noise-{self.noise_decades:g}{'-told' if self.tell_noise else ''}-seed{self.seed}")
         return "-".join(words)
+
+
+def _digits(number: float) -> str:
+    """Four digits where they are the number itself, else nine."""
+    short = f"{number:.4g}"
+    return short if float(short) == number else f"{number:.9g}"
 
 
 def spoof_views(grid_m: Sequence[float] = SPOOF_GRID_M) -> tuple[View, ...]:
