@@ -47,7 +47,8 @@ class GeoScaleDataModule(pl.LightningDataModule):
         global_batch_tokens: tokens of one optimizer step over all ranks; defines the plan.
         micro_token_budget: tokens of one forward pass, or "auto"; subdivides the plan, never changes it.
         max_branches: questions of one tree; an image with more is split into several trees.
-        max_branch_tokens: a longer question (with its answer) is dropped whole and counted.
+        max_branch_tokens: a longer question (with its answer) is dropped whole from training and counted; in an evaluation
+            it is an error.
         tier_weights: readings per epoch by native tier (high, mid, low, unknown); absent ones have 1.
         source_weights: likewise by source; the two multiply.
         num_workers: processes that read ahead; 0 reads in the training process.
@@ -232,6 +233,10 @@ class GeoScaleDataModule(pl.LightningDataModule):
     def plan_report(self, kind: Kind = "train") -> dict[str, Any]:
         """Planned images, questions, tokens, padding, and what was dropped or quarantined; plain numbers."""
         return self.split_plan(kind).report(self._schedule(kind))
+
+    def books(self) -> dict[str, dict[str, int]]:
+        """By loader that is planned so far: what is read and what is left out (`SplitPlan.books`)."""
+        return {kind: plan.books() for kind, plan in self._plans.items()}
 
     def dataset(self, kind: Kind = "train") -> StepDataset:
         """The map-style data set of this rank; item number = global step."""

@@ -47,7 +47,7 @@ class SplitPlan:
 
     Raises:
         QuarantineLimitError: too many samples could not be measured.
-        ConfigError: nothing is left to read.
+        ConfigError: nothing is left to read, or an evaluation would not ask all questions.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class SplitPlan:
         self.items = make_items(self.lengths, settings, self._keep_R, self._ask_Q)
         if not len(self.items):
             raise ConfigError("no image is left to read", file=index.root, field="splits", value=splits)
+        if not train:
+            self._refuse_dropped()
         self.plan = TrainPlan(index, self.items, settings) if train else None
         self.scale_donor = scale_donors(index, self.items.row_N, seed=settings.seed) if controls.shuffle_gsd else {}
 
@@ -128,6 +130,20 @@ class SplitPlan:
 
     def report(self, schedule: TrainSchedule | EvalSchedule) -> dict[str, Any]:
         """What is planned, dropped and padded, as plain numbers."""
+        items = self.items
+        return {
+            "splits": list(self.splits),
+            **self.books(),
+            "trees": len(items),
+            "tokens": int(items.cost_N.sum()),
+            "steps_per_epoch": schedule.steps_per_epoch,
+            "tokens_per_epoch": self.plan.tokens_per_epoch if self.plan else float(items.cost_N.sum()),
+            "by_tier": self._by_tier(),
+            **self._padding(schedule),
+        }
+
+    def books(self) -> dict[str, int]:
+        """Images and questions that are read, and what is left out, quarantined, enlarged or reduced."""
         items, kept = self.items, self.lengths.rows[self._keep_R]
         widths, heights = self.index.number["width"][kept].tolist(), self.index.number["height"][kept].tolist()
         native_pairs = [*zip(widths, heights, strict=True)]
@@ -137,21 +153,27 @@ class SplitPlan:
         n_asked = int((of_kept_Q if self._ask_Q is None else of_kept_Q & self._ask_Q).sum())
         n_images = len(np.unique(items.row_N))
         return {
-            "splits": list(self.splits),
             "images": n_images,
-            "trees": len(items),
             "questions": len(items.question_Q),
-            "tokens": int(items.cost_N.sum()),
             "dropped_questions": n_asked - len(items.question_Q),
             "dropped_images": len(kept) - n_images,
             "quarantined_images": self.quarantine.n_bad,
             "enlarged_images": sum(pair in enlarged for pair in native_pairs),
             "reduced_images": sum(w * h > self.processor.max_pixels for w, h in native_pairs),
-            "steps_per_epoch": schedule.steps_per_epoch,
-            "tokens_per_epoch": self.plan.tokens_per_epoch if self.plan else float(items.cost_N.sum()),
-            "by_tier": self._by_tier(),
-            **self._padding(schedule),
         }
+
+    def _refuse_dropped(self) -> None:
+        """An accuracy over fewer questions than the split has would pass for the split's."""
+        row_Q = np.repeat(np.arange(len(self.lengths.rows)), self.lengths.n_questions_R)
+        long_Q = self._keep_R[row_Q] & (self.lengths.branch_Q > self.settings.max_branch_tokens)
+        if long_Q.any():
+            raise ConfigError(
+                f"{int(long_Q.sum())} questions of an evaluation would be left out: with their answers they are too long",
+                file=self.index.where(int(self.lengths.rows[row_Q[long_Q][0]])),
+                field="max_branch_tokens",
+                value=self.settings.max_branch_tokens,
+                remedy=f"raise it to {int(self.lengths.branch_Q[long_Q].max())}, or take them out of {', '.join(self.splits)}",
+            )
 
     def _by_tier(self) -> dict[str, dict[str, float]]:
         items, weight_of_row = self.items, self.plan.mixture.weight_of_row if self.plan else {}

@@ -72,6 +72,13 @@ def check_evaluated_scales(model: ScaleEarth, items: Items, index: ShardIndex, k
         )
 
 
+def in_words(books: Mapping[str, int]) -> str:
+    """What is read of a split, and what is not or not as it is (`SplitPlan.books`)."""
+    changes = {name: count for name, count in books.items() if count and name not in ("images", "questions")}
+    words = [f"{count:,} {name.replace('_', ' ')}" for name, count in changes.items()]
+    return "; ".join([f"{books['questions']:,} questions about {books['images']:,} images", *words])
+
+
 def check_base_frozen(module: nn.Module, groups: Iterable[Iterable[nn.Parameter]]) -> int:
     """Nothing trains outside the optimizer's groups; returns the number of trained parameters."""
     wanted = {id(p) for group in groups for p in group}

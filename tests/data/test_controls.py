@@ -120,7 +120,7 @@ def test_the_plan_counts_what_is_asked(corpus: Path) -> None:
     assert report["questions"] == len(asked)
     assert report["dropped_questions"] == 0
     lengths_Q = sorted(dm.split_plan("train").lengths.branch_Q.tolist())
-    tight = module(corpus, UNCONDITIONED, max_branch_tokens=lengths_Q[len(lengths_Q) // 2])
+    tight = module(corpus, UNCONDITIONED, max_branch_tokens=lengths_Q[len(lengths_Q) // 2], val_splits=())
     assert 0 < tight.plan_report()["dropped_questions"] < len(asked)
     assert tight.plan_report()["questions"] + tight.plan_report()["dropped_questions"] == len(asked)
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import zlib
 from dataclasses import replace
@@ -188,6 +189,21 @@ def test_images_left_without_questions_and_too_large_ones_are_counted_and_never_
     assert {int(g.prod()) for step in steps for micro in step.micro for g in micro.image_grid_I3} == {16}
 
 
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_no_question_of_an_evaluation_is_left_out(odd_corpus, stage):
+    """The accuracy of the rest would be called that of the split."""
+    splits = dict.fromkeys(("val_splits", "test_splits", "predict_splits"), ("train",))
+    with pytest.raises(
+        ConfigError, match=r"19 questions of an evaluation.*max_branch_tokens.*raise it to \d+"
+    ) as caught:
+        module(odd_corpus, max_branch_tokens=24, **splits).setup_for(0, 1, stage)
+    enough = int(re.search(r"raise it to (\d+)", str(caught.value))[1])
+    dm = module(odd_corpus, max_branch_tokens=enough, **splits).setup_for(0, 1, stage)
+    assert all(row["dropped_questions"] == 0 for row in dm.books().values())
+    with pytest.raises(ConfigError, match=r"1 questions"):
+        module(odd_corpus, max_branch_tokens=enough - 1, **splits).setup_for(0, 1, stage)
+
+
 def test_a_corpus_without_any_question_is_refused_before_step_0(odd_corpus):
     with pytest.raises(ConfigError, match="no image is left"):
         module(odd_corpus, val_splits=(), max_branch_tokens=1).setup_for(0, 1)
@@ -203,7 +219,7 @@ def test_limit_images_keeps_all_tiers(corpus):
 
 def test_the_report_counts_what_is_planned_and_dropped(corpus):
     report = (
-        module(corpus, max_branch_tokens=30, tier_weights={"low": 2.0}, min_pixels=96 * 96)
+        module(corpus, max_branch_tokens=30, tier_weights={"low": 2.0}, min_pixels=96 * 96, val_splits=())
         .setup_for(0, 1)
         .plan_report()
     )

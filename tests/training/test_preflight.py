@@ -1,5 +1,6 @@
 """Preflight stops what would spoil a run, names the remedy, and leaves no trace in a run that is sound."""
 
+import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -231,6 +232,19 @@ def test_a_fit_that_ends_in_a_test_looks_at_the_test_split_first(tmp_path: Path)
         fit("stage2", corpus, tmp_path / "runs", *splits, "[val]", "--test_after_fit", "true", steps=1)
     with pytest.raises(IndexSchemaError, match=r"no such split.*'nowhere'"):
         fit("stage2", corpus, tmp_path / "runs", *splits, "[nowhere]", "--test_after_fit", "true", steps=1)
+
+
+def test_what_is_left_out_is_said_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, str] = {}
+    monkeypatch.setattr("scaleearth_pl.training.callbacks.preflight.print_facts", facts.update)
+    corpus = make_fake_corpus(tmp_path / "corpus", 12, n_val=7)
+    longest = max(make_data(corpus).split_plan("train").lengths.branch_Q.tolist())
+    short = ("--data.max_branch_tokens", str(longest - 1), "--data.val_splits", "[]")
+    fit("stage2", corpus, tmp_path / "runs", *short, steps=1)
+    books = json.loads(next((tmp_path / "runs").rglob("run.json")).read_text())["data"]["train"]
+    assert books["dropped_questions"] > 0
+    read = f"{books['questions']:,} questions about {books['images']:,} images"
+    assert facts["train data"] == f"{read}; {books['dropped_questions']} dropped questions"
 
 
 def test_a_foreign_module_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class Preflight(Callback):
             "steps": f"{module.total_steps} in all, {module.datamodule.steps_per_epoch} an epoch",
             "first step": f"{len(step.micro)} micro-batches, {step.n_questions} questions, {step.n_tokens} tokens",
             "first micro-batch": f"{tokens} tokens, {supervised} supervised",
+            **{f"{kind} data": preflight.in_words(books) for kind, books in module.datamodule.books().items()},
             "largest micro-batch": f"at most {largest} tokens",
             "activation checkpointing": "on" if checkpointing else "off",
             "predicted peak memory": f"{peak / 1e9:.2f} GB",

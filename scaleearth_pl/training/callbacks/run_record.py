@@ -16,7 +16,7 @@ from scaleearth_pl.core.gsd import log10_gsd
 from scaleearth_pl.core.run_files import GATES, RUN
 from scaleearth_pl.training.base import TreeTraining
 from scaleearth_pl.training.callbacks.board import sum_over_ranks
-from scaleearth_pl.training.callbacks.gate_curves import GATE_GSDS_M, split_rank_tiers
+from scaleearth_pl.training.callbacks.gate_curves import GATE_GSDS_M, tier_means
 
 KEY = "run_record"
 """Where a checkpoint keeps what the run has cost."""
@@ -105,6 +105,7 @@ class RunRecord(Callback):
             "device": module.device.type if module.device.type == "cpu" else torch.cuda.get_device_name(module.device),
             "seconds": {"fit": round(so_far["seconds"], 2)},
             "qas_per_second": round(so_far["questions"] / so_far["seconds"], 2),
+            "data": module.datamodule.books(),
             "stage1": where_it_is(getattr(module, "init_from", None)),
         }
 
@@ -117,6 +118,5 @@ def where_it_is(folder: str | None) -> str | None:
 def mean_gates(model: Any) -> dict[str, dict[str, float]]:
     """Mean h_k(s) per rank tier at `GATE_GSDS_M`, over all modules and ranks of the tier."""
     scales = torch.tensor([log10_gsd(m) for m in GATE_GSDS_M], device=next(model.parameters()).device)
-    tiers = split_rank_tiers(model.gate_values(scales))
-    means = {name: gates_MkS.mean(dim=(0, 1)).tolist() for name, gates_MkS in tiers.items()}
+    means = tier_means(model.gate_values(scales))
     return {f"{m:g}": {name: round(means[name][i], 4) for name in means} for i, m in enumerate(GATE_GSDS_M)}
