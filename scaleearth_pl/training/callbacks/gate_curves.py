@@ -84,24 +84,23 @@ class GateCurves(Callback):
         if writer is None:
             return
         scales = torch.tensor(GATE_GSDS_M, device=pl_module.device).log10()
-        for tier, gates_MkS in split_rank_tiers(model.gate_values(scales)).items():
-            for gsd_m, mean in zip(GATE_GSDS_M, gates_MkS.mean(dim=(0, 1)).tolist(), strict=True):
+        for tier, means in tier_means(model.gate_values(scales)).items():
+            for gsd_m, mean in zip(GATE_GSDS_M, means, strict=True):
                 writer.add_scalar(f"gates/{tier}/{gsd_m:g}m", mean, step)
         if figure:
             grid_S = torch.logspace(-2, 3, N_POINTS, device=pl_module.device)
-            curves = {t: g.float().cpu() for t, g in split_rank_tiers(model.gate_values(grid_S.log10())).items()}
-            self._start_mean = self._start_mean or {t: g.mean(dim=(0, 1)).tolist() for t, g in curves.items()}
-            add_figure(writer, "figures/gate_curves", self._figure(grid_S.cpu(), curves, step), step)
+            gates_MrS = model.gate_values(grid_S.log10()).float().cpu()
+            self._start_mean = self._start_mean or tier_means(gates_MrS)
+            add_figure(writer, "figures/gate_curves", self._figure(grid_S.cpu(), gates_MrS, step), step)
 
-    def _figure(self, gsd_m_S: Tensor, curves: dict[str, Tensor], step: int) -> Figure:
+    def _figure(self, gsd_m_S: Tensor, gates_MrS: Tensor, step: int) -> Figure:
         figure, (ax,) = new_figure(panel_size=(5.6, 3.8))
-        for tier, gates_MkS in curves.items():
+        means = tier_means(gates_MrS)
+        for tier, gates_MkS in split_rank_tiers(gates_MrS).items():
             style, flat_NS = RANK_TIER_STYLES[tier], gates_MkS.flatten(0, 1)
             low_S, high_S = torch.quantile(flat_NS, torch.tensor([0.1, 0.9]), dim=0)
             ax.fill_between(gsd_m_S, low_S, high_S, color=style.colour, alpha=0.18, linewidth=0)
-            ax.plot(
-                gsd_m_S, flat_NS.mean(0), style.dash, color=style.colour, label=f"{tier} ({gates_MkS.shape[1]} ranks)"
-            )
+            ax.plot(gsd_m_S, means[tier], style.dash, color=style.colour, label=f"{tier} ({gates_MkS.shape[1]} ranks)")
             ax.plot(gsd_m_S, self._start_mean[tier], ":", color=style.colour, linewidth=1)
         edges_m = (self.boundaries.high_below_m, self.boundaries.mid_below_m)
         for boundary_m in edges_m:
@@ -120,3 +119,8 @@ def split_rank_tiers(gates_MrS: Float[Tensor, "M r S"]) -> dict[str, Tensor]:
     """Gates of each rank tier, [M, ranks of the tier, S], finest tier first."""
     parts = gates_MrS.detach().split(rank_tier_sizes(gates_MrS.shape[1]), dim=1)
     return dict(zip(RANK_TIERS, parts, strict=True))
+
+
+def tier_means(gates_MrS: Float[Tensor, "M r S"]) -> dict[str, list[float]]:
+    """Mean gate of each rank tier at every S, over all modules and all ranks of the tier."""
+    return {tier: gates_MkS.mean(dim=(0, 1)).tolist() for tier, gates_MkS in split_rank_tiers(gates_MrS).items()}
