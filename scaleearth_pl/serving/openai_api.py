@@ -20,41 +20,33 @@ done anyway (`n` = 1, a penalty of 0; `temperature` of any value is noted in the
 null, which asks for nothing: clients send whole messages back with every field that they know.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
+from scaleearth_pl.serving import server_body
 from scaleearth_pl.serving.query import Prompt
 from scaleearth_pl.serving.scale import Policy
+from scaleearth_pl.serving.server_body import Strict
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits
 
 
-class _Strict(BaseModel):
-    """Nothing coerced, nothing unknown, no NaN, and no megabyte of base64 in a message."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_asks_for_nothing(cls, row: Any) -> Any:
-        return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     """`detail` is OpenAI's; the resolution is the processor's business here."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """An image as a data URL."""
 
     type: Literal["image_url"]
@@ -64,7 +56,7 @@ class ImagePart(_Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn. There is no system role: the model was trained without one."""
 
     role: Literal["user", "assistant"]
@@ -72,19 +64,19 @@ class Message(_Strict):
     name: str | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """As OpenAI's."""
 
     include_usage: bool = False
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """The only format that answers have."""
 
     type: Literal["text"]
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """Body of /v1/chat/completions; see the module's docstring."""
 
     model: str
@@ -118,19 +110,7 @@ class ChatRequest(_Strict):
 
 def parse(body: bytes) -> ChatRequest:
     """The request, or `RefusedError` that names the first fields at fault."""
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        if faults[0]["type"] == "json_invalid":
-            raise RefusedError(400, f"not JSON: {faults[0]['msg']}") from None
-        named = [f"{_place(fault)}: {fault['msg']}" for fault in faults[:3]]
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise RefusedError(422, "; ".join(named)[:1500] + more, param=_place(faults[0])[:200]) from None
-
-
-def _place(fault: Any) -> str:
-    return ".".join(str(part) for part in fault["loc"])[:200] or "body"
+    return server_body.parse(ChatRequest, body)
 
 
 def image_url(request: ChatRequest) -> str:
@@ -153,7 +133,7 @@ def prompts(request: ChatRequest, limits: ServerLimits) -> tuple[Prompt, ...]:
         asked = tuple(Prompt(text=text, options=options) for text in request.questions)
     else:
         asked = (Prompt(text=texts[-1], options=options, turns=_turns(request, texts, limits)),)
-    _check_lengths(asked, limits)
+    check_lengths(asked, limits)
     return asked
 
 
@@ -166,17 +146,22 @@ def _turns(request: ChatRequest, texts: list[str], limits: ServerLimits) -> tupl
     return tuple(zip(texts[:-1:2], texts[1::2], strict=True)) or None
 
 
-def _check_lengths(asked: tuple[Prompt, ...], limits: ServerLimits) -> None:
-    """All prompts have the same options and turns; the options are tokenised once for each."""
-    options, earlier = asked[0].options or (), [text for turn in asked[0].turns or () for text in turn]
-    texts = [prompt.text for prompt in asked] + earlier
-    if sum(map(len, texts)) + len(asked) * sum(map(len, options)) > limits.max_request_chars:
-        raise RefusedError(422, f"more than {limits.max_request_chars} characters in all prompts", param="options")
-    for text in (*texts, *options):
+def check_lengths(asked: Sequence[Prompt], limits: ServerLimits) -> None:
+    """`RefusedError` for an empty or long text, or too many: options are tokenised once for each question."""
+    n_chars = 0
+    for prompt in asked:
+        n_chars += sum(map(len, _texts(prompt)))
+        if n_chars > limits.max_request_chars:
+            raise RefusedError(422, f"more than {limits.max_request_chars} characters in all prompts", param="options")
+    for text in {text for prompt in asked for text in _texts(prompt)}:
         if not text.strip():
             raise RefusedError(422, "a question, option or turn is empty", param="messages")
         if len(text) > limits.max_text_chars:
             raise RefusedError(422, f"a text of more than {limits.max_text_chars} characters", param="messages")
+
+
+def _texts(prompt: Prompt) -> tuple[str, ...]:
+    return prompt.text, *(prompt.options or ()), *(text for turn in prompt.turns or () for text in turn)
 
 
 def _text(message: Message) -> str:

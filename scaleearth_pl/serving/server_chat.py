@@ -1,8 +1,6 @@
 """One chat request from its first byte to its last: accept, read, check, queue, reply.
 
-The body is read here and not by FastAPI, because a bound that is checked after the body lies in memory is none; a
-refused body is read and thrown away (up to a bound), because a client that is still sending would see a broken pipe
-instead of the refusal.
+Without `Service.accept` nothing of a body is kept, and `server_body.py` bounds what is.
 """
 
 import asyncio
@@ -12,21 +10,15 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from scaleearth_pl.serving import openai_api_reply
+from scaleearth_pl.serving import openai_api_reply, server_body
 from scaleearth_pl.serving.openai_api import ChatRequest
 from scaleearth_pl.serving.openai_api_reply import ReplyHead
 from scaleearth_pl.serving.query import Answer
 from scaleearth_pl.serving.queueing import Job
-from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body
+from scaleearth_pl.serving.server_limits import RefusedError, error_body
 from scaleearth_pl.serving.server_service import Service
-
-_DISCARD = 4
-"""A refused body is read up to so many times the allowed size before the refusal is sent."""
-
-_LEFT = "the client left"
 
 
 async def answer_chat(service: Service, request: Request) -> Response:
@@ -35,11 +27,11 @@ async def answer_chat(service: Service, request: Request) -> Response:
     try:
         service.accept()
     except RefusedError:
-        await _discard(request, _DISCARD * service.limits.max_body_bytes, service.limits.body_seconds)
+        await server_body.discard(request, service.limits)
         raise
     handed_over = False
     try:
-        chat, prepared = await service.check(await _read(request, service.limits))
+        chat, prepared = await service.check(await server_body.read(request, service.limits))
         limit = service.longest_answer(chat)
         head = ReplyHead(model=service.name, notes=chat.notes)
         if chat.stream:
@@ -61,7 +53,7 @@ async def _answers(service: Service, request: Request, job: Job) -> list[Answer]
         both: set[asyncio.Future[Any]] = {answers, left}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
-            raise RefusedError(400, _LEFT)
+            raise RefusedError(400, server_body.LEFT)
         return answers.result()
     except RefusedError:
         raise
@@ -146,37 +138,3 @@ def _ends(head: ReplyHead, chat: ChatRequest, answers: list[Answer], sent: dict[
     if chat.stream_options and chat.stream_options.include_usage:
         parts.append(openai_api_reply.usage_chunk(head, answers))
     return [*parts, openai_api_reply.DONE]
-
-
-async def _read(request: Request, limits: ServerLimits) -> bytes:
-    """The body, within its bounds of bytes and time."""
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.max_body_bytes:
-                    break
-                parts.append(part)
-    except TimeoutError:
-        raise RefusedError(408, f"the body took more than {limits.body_seconds:g} s") from None
-    except ClientDisconnect:
-        raise RefusedError(400, _LEFT) from None
-    if size > limits.max_body_bytes:
-        parts.clear()
-        await _discard(request, _DISCARD * limits.max_body_bytes, limits.body_seconds)
-        raise RefusedError(413, f"the body has more than {limits.max_body_bytes} bytes")
-    return b"".join(parts)
-
-
-async def _discard(request: Request, most: int, seconds: float) -> None:
-    """Reads what a client is still sending, so that it will read our refusal."""
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    return
-    except (TimeoutError, ClientDisconnect, RuntimeError):
-        return

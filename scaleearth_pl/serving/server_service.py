@@ -88,7 +88,7 @@ class Service:
         )
         prepared = self.assistant.prepare(query)
         self.limits.check_gsd_m(prepared.gsd.gsd_m, "the file's GSD")
-        _check_size(PassSize.of(prepared, self.longest_answer(request)), self.assistant.max_batch_tokens)
+        check_size(PassSize.of(prepared, self.longest_answer(request)), self.assistant.max_batch_tokens)
         return request, prepared
 
     def longest_answer(self, request: ChatRequest) -> int:
@@ -97,7 +97,7 @@ class Service:
         return min(request.max_completion_tokens or request.max_tokens or longest, longest)
 
 
-def _check_size(size: PassSize, max_batch_tokens: int) -> None:
+def check_size(size: PassSize, max_batch_tokens: int) -> None:
     """Refuses a request that fills more than one pass by itself."""
     if size.n_tokens > max_batch_tokens:
         raise RefusedError(413, f"{size.n_tokens} tokens, of {max_batch_tokens} allowed: ask less at once")

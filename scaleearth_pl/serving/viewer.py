@@ -9,8 +9,8 @@ A page of plain HTML, JavaScript and SVG (`viewer.html`, nothing from elsewhere)
     GET  /api/image/N  one of them, as PNG              POST /api/look    answers at a scale, with the gate on and off
 
 `/api/look` asks all questions twice in one packed pass: gated at the wanted scale, and with every rank open.
-Images come from the corpus or as a data URL from the visitor's disk, within the server's bounds. It is meant for one
-person on their own machine: there is no queue here, and the engine's lock is enough.
+Images come from the corpus or as a data URL from the visitor's disk. Body, texts, image and pass are within the server's
+bounds. It is meant for one person on their own machine: there is no queue here, and the engine's lock is enough.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.model.backbone import silence_loading
+from scaleearth_pl.serving import server_body
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body, port
@@ -59,8 +61,9 @@ def create_viewer(assistant: Assistant, images: CorpusImages, *, limits: ServerL
         return Response(stream.getvalue(), media_type="image/png")
 
     @app.post("/api/look")
-    def looked(wanted: Look) -> dict[str, Any]:
-        return look(assistant, images, wanted, bounds)
+    async def looked(request: Request) -> dict[str, Any]:
+        wanted = server_body.parse(Look, await server_body.read(request, bounds))
+        return await run_sync(look, assistant, images, wanted, bounds)
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scaleearth_pl.core.errors import ConfigError, SampleError
 from scaleearth_pl.core.sample import Sample
 from scaleearth_pl.data.shards import ShardIndex, ShardReader
@@ -15,7 +17,7 @@ QUESTIONS = 8
 
 
 class CorpusImages:
-    """`count` images of one split, spread evenly over it; none where there is no such corpus.
+    """`count` images of one split, spread evenly over it, first and last included; none where there is no such corpus.
 
     Args:
         root: folder of the corpus.
@@ -34,7 +36,8 @@ class CorpusImages:
             reader = ShardReader(index)
             rows = [row for s in index.shards if s.split == split for row in range(s.start, s.stop)]
             rows = [row for row in rows if row not in index.later]  # the page shows one image
-            self._samples = [reader.read(row) for row in rows[:: max(1, len(rows) // count)][:count]]
+            places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int).tolist()
+            self._samples = [reader.read(rows[place]) for place in places]
             reader.close()
         self.rows = [self._row(number, sample) for number, (sample, _) in enumerate(self._samples)]
 

@@ -2,18 +2,23 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from scaleearth_pl.core.gsd import RANK_TIERS
 from scaleearth_pl.model.gate import ContinuousGate, rank_tier_slices
 from scaleearth_pl.serving.engine import Assistant, Prompt, Query
 from scaleearth_pl.serving.images import OpenedImage
+from scaleearth_pl.serving.openai_api import check_lengths
+from scaleearth_pl.serving.pass_size import PassSize
 from scaleearth_pl.serving.scale import Policy
+from scaleearth_pl.serving.server_body import Strict
 from scaleearth_pl.serving.server_images import image_from_url
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits
+from scaleearth_pl.serving.server_service import check_size
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 
 MODES: dict[str, Policy] = {"metadata": "metadata", "sse_u": "predicted", "spoof": "spoof"}
@@ -23,23 +28,25 @@ PREVIEW_SIDE = 512
 """Longer side of a preview, in pixels."""
 
 
-class Asked(BaseModel):
+MAX_QUESTIONS = 32
+"""Of one look; the page leaves out the oldest of the visitor's own."""
+
+
+class Asked(Strict):
     """One question, with choices where the corpus has them."""
 
-    model_config = ConfigDict(extra="ignore")
-    question: str = Field(min_length=1, max_length=1000)
-    options: list[str] | None = None
+    question: str
+    options: list[str] | None = Field(default=None, min_length=1)
 
 
-class Look(BaseModel):
+class Look(Strict):
     """Body of /api/look: an image by number or as a data URL, how its scale is known, and what is asked."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     image: int | None = None
     url: str | None = None
     mode: Literal["metadata", "sse_u", "spoof"]
     gsd_m: float | None = None
-    questions: list[Asked] = Field(min_length=1, max_length=32)
+    questions: list[Asked] = Field(min_length=1, max_length=MAX_QUESTIONS)
 
 
 def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: ServerLimits) -> dict[str, Any]:
@@ -47,23 +54,22 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
 
     Both sides share one packed pass: a query each, which differ in nothing but the policy. "open" is None for a bucketed
     gate.
+
+    Raises:
+        RefusedError: texts, image or pass beyond the limits, or nobody to say the scale.
     """
-    image = _image(assistant, images, wanted, limits)
-    policy = MODES[wanted.mode]
-    if policy == "spoof" and wanted.gsd_m is None:
-        raise RefusedError(422, "mode spoof needs gsd_m", param="gsd_m")
-    if policy == "metadata" and image.gsd.gsd_m is None:
-        raise RefusedError(422, "this image says nothing of its GSD: use SSE-U's word, or the slider", param="mode")
-    limits.check_gsd_m(wanted.gsd_m, "gsd_m")
     prompts = [
         Prompt(text=q.question, options=None if q.options is None else tuple(q.options)) for q in wanted.questions
     ]
-    spoof = wanted.gsd_m if policy == "spoof" else None
-    gated = Query(image=image, questions=prompts, policy=policy, spoof_gsd_m=spoof)
-    queries = [gated]
+    check_lengths(prompts, limits)
+    limits.check_gsd_m(wanted.gsd_m, "gsd_m")
+    image = _image(assistant, images, wanted, limits)
+    queries = [_gated(assistant, image, prompts, wanted)]
     if assistant.has_open_state:
         queries.append(Query(image=image, questions=prompts, policy="open"))
-    on, *off = assistant.answer(queries)
+    prepared = [assistant.prepare(query) for query in queries]
+    check_size(PassSize.of(prepared[0], assistant.max_new_tokens), assistant.max_batch_tokens)
+    on, *off = assistant.run(prepared)
     scale = asdict(on[0].scale)
     ratio = _ratio(scale["native_size"], scale["seen_size"])
     told = scale["metadata_gsd_m"]
@@ -74,6 +80,18 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
         "metadata_seen_gsd_m": None if told is None else told * ratio,
         "preview": None if wanted.url is None else _preview(image),
     }
+
+
+def _gated(assistant: Assistant, image: OpenedImage, prompts: Sequence[Prompt], wanted: Look) -> Query:
+    """At the wanted scale; a gate that was trained at one GSD (baseline constant_gate) is asked at that one."""
+    if assistant.model.resolver.config.policy == "spoof":
+        return Query(image=image, questions=prompts)
+    policy = MODES[wanted.mode]
+    if policy == "spoof" and wanted.gsd_m is None:
+        raise RefusedError(422, "mode spoof needs gsd_m", param="gsd_m")
+    if policy == "metadata" and image.gsd.gsd_m is None:
+        raise RefusedError(422, "this image says nothing of its GSD: use SSE-U's word, or the slider", param="mode")
+    return Query(image=image, questions=prompts, policy=policy, spoof_gsd_m=wanted.gsd_m if policy == "spoof" else None)
 
 
 def _preview(image: OpenedImage) -> str:
@@ -113,4 +131,5 @@ def gates(assistant: Assistant) -> dict[str, Any]:
         "sharpness": [float(gate.sharpness) for gate in named.values()],
         "tiers": {tier: [slices[tier].start, slices[tier].stop] for tier in RANK_TIERS if tier in slices},
         "has_sse_u": assistant.model.gsd_head is not None,
+        "max_questions": MAX_QUESTIONS,
     }

@@ -16,14 +16,17 @@ from server_fakes import data_url, listening
 from serving_fakes import geotiff, make_run, picture, png
 
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.model.gate import GateConfig
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.server_limits import ServerLimits
-from scaleearth_pl.serving.viewer import create_viewer
+from scaleearth_pl.serving.viewer import PAGE, create_viewer
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 from scaleearth_pl.serving.viewer_look import Look, gates, look
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NODE = shutil.which("node")
 ASKED = [{"question": "Are there roads of 3 metres?"}, {"question": "Forest?"}]
 
 # A page of the same origin that holds the viewer in a frame, moves its slider as a hand would, and writes down what it saw.
@@ -117,6 +120,76 @@ def test_an_image_of_the_visitors_own_brings_its_gsd(viewer, tmp_path):
 )
 def test_what_cannot_be_looked_at_is_refused(viewer, body):
     assert ask(viewer, **body)[0] == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b'{"mode": "spoof", "image": 0, "gsd_m": NaN, "questions": [{"question": "Forest?"}]}',
+        b'{"mode": "spoof", "image": 0, "gsd_m": Infinity, "questions": [{"question": "Forest?"}]}',
+        b'{"mode": "sse_u", "image": 0, "questions": [{"question": "\\ud800"}]}',
+        b'{"mode": "sse_u", "image": NaN, "questions": [{"question": "Forest?"}]}',
+        b'{"mode": "sse_u", "image": 0, "questions": [{"question": "Forest?"}], "x": "' + b"a" * 10**6 + b'"}',
+        b'{"mode": "sse_u", "image": 0, "questions": [{"question": "Forest?", "option": ["a"]}]}',
+    ],
+    ids=["empty", "text", "nan", "infinity", "surrogate", "nan image", "unknown field", "misspelt"],
+)
+def test_bodies_that_nobody_can_mean_are_refused_as_json(viewer, body):
+    status, _, reply = viewer.send("POST", "/api/look", body, {"Content-Type": "application/json"})
+    assert status in (400, 422) and 7 < len(json.loads(reply)["error"]["message"]) < 4000
+
+
+def test_a_look_is_bounded_as_a_request_of_the_server_is(viewer, earth, monkeypatch):
+    def refused(*questions):
+        status, reply = ask(viewer, image=0, mode="sse_u", questions=list(questions))
+        return status, reply["error"]["message"]
+
+    assert refused(*33 * ASKED[:1])[0] == 422
+    assert refused({"question": "x" * 4001}) == (422, "a text of more than 4000 characters")
+    assert refused({"question": "Forest?", "options": ["yes", "y" * 4001]})[0] == 422
+    assert refused({"question": "Forest?", "options": ["a"] * 600_000})[1].startswith("more than 512000 characters")
+    assert "empty" in refused({"question": "  "})[1]
+    monkeypatch.setattr(earth, "max_batch_tokens", 30)
+    assert refused(*ASKED)[0] == 413
+    monkeypatch.undo()
+    large = b'{"x": "' + b"a" * (ServerLimits().max_body_bytes + 1) + b'"}'
+    status, _, reply = viewer.send("POST", "/api/look", large, {"Content-Type": "application/json"})
+    assert status == 413 and "bytes" in json.loads(reply)["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", ["metadata", "sse_u", "spoof"])
+def test_a_gate_that_knows_one_gsd_answers_at_that_one(viewer, earth, monkeypatch, mode):
+    """Baseline constant_gate: whatever the page's buttons and slider say, as `ask` without a policy does."""
+    monkeypatch.setattr(earth.model, "resolver", Resolver(ResolverConfig(policy="spoof", spoof_gsd_m=2.0)))
+    status, found = ask(viewer, url=data_url(png()), mode=mode, gsd_m=0.1)
+    assert status == 200 and found["scale"]["gsd_m"] == pytest.approx(2.0) and len(found["open"]) == len(ASKED)
+    assert found["gated"] == [a.text for a in earth.ask(png(), [q["question"] for q in ASKED])]
+
+
+def test_images_are_spread_over_the_split_to_its_end(fake_corpus):
+    index = ShardIndex.load(fake_corpus)
+    names = [index.text["image_id"][row] for row in index.rows(("train",)).tolist()]
+    shown = [row["id"] for row in CorpusImages(fake_corpus, split="train", count=7, max_read_pixels=1000).rows]
+    assert len(names) == 12 and len(set(shown)) == 7 and (shown[0], shown[-1]) == (names[0], names[-1])
+
+
+def test_a_look_takes_as_many_questions_as_the_page_is_told(viewer, earth):
+    most = gates(earth)["max_questions"]
+    assert [ask(viewer, image=0, mode="sse_u", questions=n * ASKED[:1])[0] for n in (most, most + 1)] == [200, 422]
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_page_sends_the_newest_of_many_questions():
+    """The visitor's own pile up; with eight of the image's there is room for 24."""
+    function = re.search(r"function questions\(\) \{.*?\n\}", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(0)
+    state = {"url": None, "image": 0, "images": [{"questions": [{"question": f"theirs {k}"} for k in range(8)]}]}
+    state |= {"model": {"max_questions": 32}, "own": [f"mine {k}" for k in range(40)]}
+    program = f"const state = {json.dumps(state)}; {function} console.log(JSON.stringify(questions()))"
+    done = subprocess.run([NODE, "-e", program], capture_output=True, text=True, timeout=60, check=True)
+    asked = [q["question"] for q in json.loads(done.stdout)]
+    assert asked == [f"theirs {k}" for k in range(8)] + [f"mine {k}" for k in range(16, 40)]
 
 
 def test_a_bucketed_gate_is_looked_at_without_an_open_side(fake_corpus, tmp_path):
