@@ -16,7 +16,10 @@ SSE-U's errors before it depends on them: the trees whose `gate_draw` (a hash of
 loss. In a model without SSE-U, an unknown GSD of a training tree becomes the prior that an untrained SSE-U would state
 (2 m, give or take 0.7 decades), at which the marginal gate is half as steep.
 
-`marginal=False` sets sigma to 0 everywhere: the paper's plain gate, as an ablation.
+`marginal=False` sets sigma to 0 everywhere, the gate without a margin, as an ablation.
+
+The paper's rule, metadata where known and SSE-U where not, is what training does. Evaluation has no such policy on
+purpose: `fused` does nearly that (exact metadata, 0.01 decades, keep the last word) and says so image by image.
 
 Legend of shape suffixes: G trees.
 """

@@ -1,8 +1,8 @@
 """Parameter groups, schedule and clipping: each group has a name, a learning rate and a norm of its own.
 
-Adapters, thresholds and SSE-U are clipped separately, so that a spike in one does not shrink the step of another (the
-paper's single global norm would let SSE-U's early NLL throttle the adapters). The schedule is the paper's: linear
-warm-up, then cosine, one factor for all groups.
+Adapters, thresholds and SSE-U are clipped separately, so that a spike in one does not shrink the step of another (one
+global norm would let SSE-U's early NLL throttle the adapters). Clipping is ours, the paper plots a gradient norm; the
+schedule is the paper's: linear warm-up, then cosine, one factor for all groups.
 """
 
 import math

@@ -18,14 +18,16 @@ Curve = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np
 STYLES = ((BLUE, "-"), (ORANGE, "-"), (PURPLE, "--"))
 """Colour and dash of the tags of a panel; where the last two coincide, as the learning rates do, both are seen."""
 STAGE1 = {
-    "loss (EMA)": ["train/ema/loss_vlm"],
+    "SFT loss": ["train/loss_vlm", "train/ema/loss_vlm"],
     "gradient norm": ["train/grad_norm/model"],
     "learning rate": ["train/lr/model"],
 }
 STAGE2 = {
-    "VLM loss (EMA), nats per token": ["train/ema/loss_vlm"],
-    "GSD NLL (EMA), nats per image": ["train/ema/gsd_nll"],
+    "total objective": ["train/loss_total", "train/ema/loss_total"],
+    "VLM loss, nats per token": ["train/loss_vlm", "train/ema/loss_vlm"],
+    "GSD NLL, nats per image": ["train/gsd_nll", "train/ema/gsd_nll"],
     "calibration ratio": ["train/calibration_ratio"],
+    "effective update magnitude, mean": ["update/mean"],
     "gradient norm": ["train/grad_norm/adapters", "train/grad_norm/thresholds", "train/grad_norm/sse_u"],
     "learning rate": ["train/lr/adapters", "train/lr/thresholds", "train/lr/sse_u"],
     "lambda_eff": ["train/lambda_eff"],
@@ -41,14 +43,23 @@ def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, 
         for tag, (colour, dash) in zip(tags, STYLES, strict=False):
             for i, found in enumerate(curves):
                 if tag in found:
-                    label = tag.rpartition("/")[2] if i == 0 and len(tags) > 1 else None
-                    ax.plot(*found[tag], color=colour, linestyle=dash, linewidth=1, alpha=0.8, label=label)
+                    label, alpha = _label(tag, tags)
+                    ax.plot(
+                        *found[tag], color=colour, linestyle=dash, linewidth=1, alpha=alpha, label="_" * (i > 0) + label
+                    )
         ax.set(xlabel="step", title=title, yscale="log" if title in LOG_SCALE else "linear")
         if title == "calibration ratio":
             ax.axhline(CALIBRATION_REFERENCE, color=BLACK, linewidth=1, linestyle=":", label="calibrated: 0.798")
-        if ax.get_legend_handles_labels()[0]:
+        if len(tags) > 1 or title == "calibration ratio":
             ax.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _label(tag: str, tags: Sequence[str]) -> tuple[str, float]:
+    """A tag in the legend of its panel, and how opaque it is drawn: raw values stand behind their average."""
+    if tag.replace("train/", "train/ema/") in tags:
+        return "raw", 0.25
+    return ("EMA" if "/ema/" in tag else tag.rpartition("/")[2]), 0.8
 
 
 def scalars(run: Path) -> dict[str, Curve]:

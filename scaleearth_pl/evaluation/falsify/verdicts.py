@@ -6,6 +6,9 @@ A *statistic* here is an estimate with its bootstrap distribution over places, s
     p           two-sided: twice the share of resamples on the wrong side of the bound, (1 + count) / (1 + R) a side
     Holm        the judged hypotheses, ordered by p, are held to level/m, level/(m - 1), ...; p_adjusted is monotone
 
+The plan lets a quantity (H4, H6) be supported where its interval lies inside its bars; here Holm's p is asked of it as
+well, which is stricter: the third run's H4, interval inside and p 0.10, is undecided.
+
 A claim with several bars (calibration) is supported if all are met, refuted if one is ruled out; its p is the largest.
 Seeds are reported one by one, and a difference that changes its sign with the seed is not called supported.
 """
