@@ -29,11 +29,15 @@ class RunFacts:
         return cls(summary=json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
 
 
-def write_card(folder: Path, meta: AdapterMeta, run: RunFacts) -> None:
-    """Writes `README.md` with the hub's metadata block; validated by huggingface_hub's own parser in tests."""
+def write_card(folder: Path, meta: AdapterMeta, run: RunFacts, *, repo_id: str | None = None) -> None:
+    """Writes `README.md` with the hub's metadata block; validated by huggingface_hub's own parser in tests.
+
+    `repo_id` is where the folder will be pushed to; None where nobody knows yet.
+    """
     from huggingface_hub import ModelCard
 
-    card = ModelCard(f"---\n{_metadata(folder.name, meta, run).to_yaml()}\n---\n\n{card_text(folder.name, meta, run)}")
+    text = card_text(folder.name, meta, run, repo_id=repo_id)
+    card = ModelCard(f"---\n{_metadata(folder.name, meta, run).to_yaml()}\n---\n\n{text}")
     card.save(folder / CARD)
 
 
@@ -59,12 +63,10 @@ def _metadata(name: str, meta: AdapterMeta, run: RunFacts) -> Any:
     )
 
 
-def card_text(name: str, meta: AdapterMeta, run: RunFacts) -> str:
+def card_text(name: str, meta: AdapterMeta, run: RunFacts, *, repo_id: str | None = None) -> str:
     """The card without its metadata block."""
-    return (
-        "\n\n".join([_head(name, meta), _use(name, meta), _figures(run.summary), _settings(meta, run), _limits(meta)])
-        + "\n"
-    )
+    use = _use(repo_id or "ORG/NAME", meta)
+    return "\n\n".join([_head(name, meta), use, _figures(run.summary), _settings(meta, run), _limits(meta)]) + "\n"
 
 
 def _head(name: str, meta: AdapterMeta) -> str:
@@ -78,10 +80,11 @@ def _head(name: str, meta: AdapterMeta) -> str:
     return text
 
 
-def _use(name: str, meta: AdapterMeta) -> str:
+def _use(repo_id: str, meta: AdapterMeta) -> str:
     return (
-        "## Use\n\n```python\nimport scaleearth_pl\n\n"
-        f'earth = scaleearth_pl.load("{name}")\nprint(earth.ask("tile.tif", "How wide is the road?").text)\n```\n\n'
+        "## Use\n\n```python\nimport scaleearth_pl\nfrom huggingface_hub import snapshot_download\n\n"
+        f'earth = scaleearth_pl.load(snapshot_download("{repo_id}"))  # or the path of this folder\n'
+        'print(earth.ask("tile.tif", "How wide is the road?").text)\n```\n\n'
         f"{_peft(meta)}\n\n"
         f"Base: `{meta.base_path}` (weights {meta.base_hash[:12]}), {meta.quantisation} in training."
     )

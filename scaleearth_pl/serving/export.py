@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     _check_together(args)
     loaded = run_of(args)
     if args.native:
-        save_pretrained(loaded, args.out, base_name=args.base_name, with_base=args.with_base)
+        save_pretrained(loaded, args.out, base_name=args.base_name, with_base=args.with_base, repo_id=args.push_to)
         where = str(args.out) if args.push_to is None else push(args.out, args.push_to, private=not args.public)
         screen.print(f"native adapter with model card: {where}", soft_wrap=True)
         return 0

@@ -41,7 +41,12 @@ class HubApi(Protocol):
 
 
 def save_pretrained(
-    loaded: LoadedModel, folder: Path, *, base_name: str | None = None, with_base: bool = False
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    base_name: str | None = None,
+    with_base: bool = False,
+    repo_id: str | None = None,
 ) -> Path:
     """Writes the native folder, whole or not at all; `load_model` reads it back to the same answers.
 
@@ -50,6 +55,7 @@ def save_pretrained(
         folder: replaced whole.
         base_name: hub name or path to record for the backbone; None keeps the recorded one.
         with_base: copy the backbone's folder into `base/`.
+        repo_id: where it will be pushed to, for the card's example.
 
     Raises:
         ConfigError: both a base name and a copied base, a base that is no local folder to copy, or a target that
@@ -74,7 +80,7 @@ def save_pretrained(
         save_adapter(new, adapters=loaded.model.adapters, gsd_head_state=state, meta=meta)
         if with_base:
             shutil.copytree(loaded.base, new / BASE)
-        write_card(new, meta, run)
+        write_card(new, meta, run, repo_id=repo_id)
     return folder
 
 

@@ -16,12 +16,12 @@ Ours besides (`extra_body` of the openai client), all optional:
 
 Unknown fields are refused and not ignored: `gsd` for `gsd_m` would otherwise be answered at the wrong scale without a
 word. Fields of OpenAI's that greedy decoding of one answer cannot honour are refused too, unless they ask for what is
-done anyway (`n` = 1, a penalty of 0; `temperature` of any value is noted in the reply: decoding stays greedy), or are
-null, which asks for nothing: clients send whole messages back with every field that they know.
+done anyway (`n` = 1, a penalty of 0, no `tools`, `store` false; `temperature` of any value is noted in the reply: decoding
+stays greedy), or are null, which asks for nothing: clients send whole messages back with every field that they know.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -92,6 +92,11 @@ class ChatRequest(Strict):
     presence_penalty: float | None = Field(default=None, ge=0, le=0)
     logprobs: Literal[False] | None = None
     response_format: TextFormat | None = None
+    tools: list[Any] | None = Field(default=None, max_length=0)
+    logit_bias: dict[str, Any] | None = Field(default=None, max_length=0)
+    metadata: dict[str, Any] | None = Field(default=None, max_length=0)
+    store: Literal[False] | None = None
+    service_tier: Literal["auto"] | None = None
     seed: int | None = None
     user: str | None = None
     gsd_m: float | None = None

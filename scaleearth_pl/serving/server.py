@@ -16,7 +16,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FrameType
@@ -28,17 +28,18 @@ from scaleearth_pl.core.console import command, console
 from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving.options import add_model_options, assistant_of
 from scaleearth_pl.serving.queueing import BatchPolicy
+from scaleearth_pl.serving.server_announce import AnnouncingServer
 from scaleearth_pl.serving.server_app import create_app
 from scaleearth_pl.serving.server_limits import ServerLimits, port
 from scaleearth_pl.serving.server_service import Service
 from scaleearth_pl.serving.server_stalls import StallWatch
 
 
-class GracefulServer(uvicorn.Server):
+class GracefulServer(AnnouncingServer):
     """uvicorn's server that ends with 0 after a signal: its own raises the signal again once it has stopped."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[int], None] | None) -> None:
+        super().__init__(config, announce)
         self._service = service
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -79,19 +80,25 @@ def main(argv: Sequence[str]) -> int:
     assistant = assistant_of(args)
     screen = console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}", soft_wrap=True)
-    screen.print(f"http://{args.host}:{args.port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
+
+    def announce(port: int) -> None:
+        screen.print(f"http://{args.host}:{port}/v1  as model {args.name!r}; stop with Ctrl-C", soft_wrap=True)
+
     app = create_app(assistant, name=args.name, limits=limits, batching=batching)
-    return serve(app, host=args.host, port=args.port)
+    return serve(app, host=args.host, port=args.port, announce=announce)
 
 
-def serve(app: FastAPI, *, host: str, port: int) -> int:
-    """Serves until a signal comes; 0 after an orderly stop, 1 where the address cannot be had."""
-    server = make_server(app, host=host, port=port)
+def serve(app: FastAPI, *, host: str, port: int, announce: Callable[[int], None]) -> int:
+    """Serves until a signal comes; 0 after an orderly stop, 1 where the address cannot be had.
+
+    `announce` gets the port, once there is one: of port 0 the system makes its choice.
+    """
+    server = make_server(app, host=host, port=port, announce=announce)
     server.run()
     return 0 if server.started else 1
 
 
-def make_server(app: FastAPI, *, host: str, port: int) -> GracefulServer:
+def make_server(app: FastAPI, *, host: str, port: int, announce: Callable[[int], None] | None = None) -> GracefulServer:
     """The server of an app made by `create_app`, not yet running; tests run it in a thread."""
     config = uvicorn.Config(
         app,
@@ -103,7 +110,7 @@ def make_server(app: FastAPI, *, host: str, port: int) -> GracefulServer:
         timeout_keep_alive=15,
         server_header=False,
     )
-    return GracefulServer(config, app.state.service)
+    return GracefulServer(config, app.state.service, announce)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ bounds. It is meant for one person on their own machine: there is no queue here,
 import argparse
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from scaleearth_pl.model.backbone import silence_loading
 from scaleearth_pl.serving import server_body
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.options import add_model_options, assistant_of
+from scaleearth_pl.serving.server_announce import AnnouncingServer
 from scaleearth_pl.serving.server_limits import RefusedError, ServerLimits, error_body, port
 from scaleearth_pl.serving.viewer_corpus import CorpusImages
 from scaleearth_pl.serving.viewer_look import Look, gates, look
@@ -86,9 +88,15 @@ def main(argv: Sequence[str]) -> int:
     app = create_viewer(assistant, images)
     screen = console(stderr=True, highlight=False)
     screen.print(f"model {assistant.loaded.adapter.path}, {len(images.rows)} images of {args.corpus}", soft_wrap=True)
-    screen.print(f"open http://{args.host}:{args.port}/   stop with Ctrl-C", soft_wrap=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", ws="none", server_header=False)
-    return 0
+
+    def announce(port: int) -> None:
+        screen.print(f"open http://{args.host}:{port}/   stop with Ctrl-C", soft_wrap=True)
+
+    config = uvicorn.Config(app, host=args.host, port=args.port, log_level="warning", ws="none", server_header=False)
+    server = AnnouncingServer(config, announce)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped
+        server.run()
+    return 0 if server.started else 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -138,9 +138,10 @@ def fields():
         chat(gsd_sigma_log10=0.1)
     ]
     rows += [chat(gsd_policy="metadata"), chat(gsd_policy="open", spoof_gsd_m=1.0)]
-    wrong = {"gsd": 0.3, "n": 2, "tools": [], "logprobs": True, "stop": ["a"], "temperature": 9, "max_tokens": 0}
+    wrong = {"gsd": 0.3, "n": 2, "tools": [{}], "logprobs": True, "stop": ["a"], "temperature": 9, "max_tokens": 0}
     wrong |= {"stream": "yes", "model": 3, "messages": "hello", "questions": [], "options": [], "__proto__": {}}
     wrong |= {"gsd_M": 1.0, "functions": [], "response_format": {"type": "json_object"}, "max_completion_tokens": -5}
+    wrong |= {"metadata": {"a": "b"}, "logit_bias": {"5": 1}, "store": True, "service_tier": "flex"}
     rows += [chat(**{name: value}) for name, value in wrong.items()]
     return rows + [chat(None, questions=v) for v in ([""], [1], ["a"] * 200, "a", [None], ["x" * 9999], {})]
 

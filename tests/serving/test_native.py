@@ -112,6 +112,21 @@ def test_the_card(earth, tmp_path):
         assert words in card.text
 
 
+def test_the_cards_code_runs_for_a_stranger(fake_run, earth, tmp_path, monkeypatch):
+    """Who reads the card has no folder: the hub's name is what its code loads."""
+    pushed = []
+    monkeypatch.setattr("scaleearth_pl.serving.export.push", lambda folder, repo_id, **_: pushed.append(repo_id))
+    words = ["--native", "--with-base", "--out", str(tmp_path / "saved"), "--push-to", "org/adapter"]
+    assert export([str(fake_run), *words]) == 0 and pushed == ["org/adapter"]
+    text = ModelCard.load(tmp_path / "saved" / "README.md").text
+    assert 'scaleearth_pl.load(snapshot_download("org/adapter"))' in text
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: {"org/adapter": tmp_path / "saved"}[name])
+    code = text.partition("```python\n")[2].partition("```")[0].replace("tile.tif", str(tmp_path / "tile.png"))
+    picture(1).save(tmp_path / "tile.png")
+    exec(code, {})
+    assert 'snapshot_download("ORG/NAME")' in (earth.save_pretrained(tmp_path / "bare") / "README.md").read_text()
+
+
 def test_a_card_without_figures_claims_none(fake_run, tmp_path):
     shutil.copytree(fake_run / "adapter", tmp_path / "bare")
     shutil.copy(fake_run / "config.yaml", tmp_path / "config.yaml")

@@ -7,17 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from server_fakes import CHAT, chat, data_url, message, serving
+from server_fakes import CHAT, chat, data_url, message, serving, wait_for
 from serving_fakes import geotiff, make_run, picture, png
 
 from scaleearth_pl.serving import server, viewer
 from scaleearth_pl.serving.engine import Query
+from scaleearth_pl.serving.server_announce import AnnouncingServer
 
 QUESTIONS = ["Are there roads of 3 metres?", "Forest?"]
 
@@ -154,7 +156,8 @@ def test_messages_come_back_whole_and_null_asks_for_nothing(running):
     for said in (reply, reply.model_dump(), reply.to_dict()):
         assert create(model="scaleearth", messages=[first, said, {"role": "user", "content": "Water?"}]).choices
     neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "response_format": {"type": "text"}}
-    assert running.post(chat(stop=None, stream=None, tools=None, **neutral))[0] == 200
+    neutral |= {"tools": [], "store": False, "metadata": {}, "logit_bias": {}, "service_tier": "auto"}
+    assert running.post(chat(stop=None, stream=None, functions=None, **neutral))[0] == 200
     for fields in ({"frequency_penalty": 0.5}, {"presence_penalty": -1}, {"logprobs": True}, {"stop": ["a"]}):
         assert running.post(chat(**fields))[0] == 422
 
@@ -200,6 +203,31 @@ def test_what_is_no_port_is_told_before_a_model_is_loaded(text, capsys):
             command([f"--port={text}"])
         assert stop.value.code == 2
         assert "no port: give a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_the_port_that_the_system_chose_is_told(earth, fake_corpus, monkeypatch, capsys):
+    for module, words in ((server, []), (viewer, ["--corpus", str(fake_corpus)])):
+        monkeypatch.setattr(module, "assistant_of", lambda args: earth)
+        status: list[int] = []
+        stops: list[AnnouncingServer] = []
+        monkeypatch.setattr(AnnouncingServer, "startup", _noting(stops))
+        thread = threading.Thread(target=lambda: status.append(module.main(["--port", "0", *words])))  # noqa: B023
+        thread.start()
+        wait_for(lambda: stops and stops[0].started)  # noqa: B023
+        port = stops[0].servers[0].sockets[0].getsockname()[1]
+        stops[0].should_exit = True
+        thread.join(30)
+        assert status == [0] and f"http://127.0.0.1:{port}/" in capsys.readouterr().err
+
+
+def _noting(servers, real=AnnouncingServer.startup):
+    """`startup` that keeps the server."""
+
+    async def startup(self, sockets=None):
+        await real(self, sockets)
+        servers.append(self)
+
+    return startup
 
 
 def test_a_wrong_method_is_told_the_right_one(running):
