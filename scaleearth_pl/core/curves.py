@@ -26,8 +26,8 @@ LOG_2PI = math.log(2 * math.pi)
 def gaussian_nll_terms(
     mu_N: Float[Tensor, " N"], log_var_N: Float[Tensor, " N"], log10_gsd_N: Float[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """-log p(s) = (log_var + (mu - s)^2 / exp(log_var) + log 2 pi) / 2, in nats per image, constant included."""
-    return 0.5 * (log_var_N + (mu_N - log10_gsd_N).square() * torch.exp(-log_var_N) + LOG_2PI)
+    """-log p(s) = (log 2 pi + log_var + (mu - s)^2 / exp(log_var)) / 2, in nats per image: what is trained and measured."""
+    return 0.5 * (LOG_2PI + log_var_N + (mu_N - log10_gsd_N).square() * torch.exp(-log_var_N))
 
 
 def weighted_mean(value_N: Float[Tensor, " N"], weight_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:

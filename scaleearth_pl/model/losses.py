@@ -13,13 +13,12 @@ share no trainable parameter. See `lambda_eff`.
 Legend of shape suffixes: N supervised tokens, V vocabulary, I images (or trees).
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scaleearth_pl.core.curves import gaussian_nll_terms
 from scaleearth_pl.core.errors import ConfigError
 
 
@@ -42,8 +41,7 @@ def gaussian_nll(
     """
     mu_I, log_var_I = mu_I.float(), log_var_I.float()
     target_I = torch.where(weight_I > 0, target_I.float(), mu_I.detach())
-    nll_I = 0.5 * (math.log(2 * math.pi) + log_var_I + (target_I - mu_I) ** 2 * torch.exp(-log_var_I))
-    return (weight_I.float() * nll_I).sum()
+    return (weight_I.float() * gaussian_nll_terms(mu_I, log_var_I, target_I)).sum()
 
 
 def vlm_cross_entropy_sum(logits_NV: Float[Tensor, "N V"], target_N: Int[Tensor, " N"]) -> Float[Tensor, ""]:
