@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scaleearth_pl.core.batch import StepBatch, TreeBatch
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.metrics import GroupedAccuracy, cue_number
+from scaleearth_pl.core.metrics import GroupedAccuracy
 from scaleearth_pl.model.scaleearth import ScaleEarth, TreeLosses
 from scaleearth_pl.training.optim import OptimConfig, build_optimizer, clip_groups, restate
 from scaleearth_pl.training.ranks import in_group
@@ -207,8 +207,7 @@ class TreeTraining(pl.LightningModule):
             dist.all_reduce(total)
         vlm_loss = total[0].float() / n_supervised
         nll = total[1].float() / trust if has_head else None
-        cue = [cue_number(tree.has_scale_cue) for micro in batch.micro for tree in micro.trees]
-        images = _per_image(batch, losses, cue) if has_head else {}
+        images = _per_image(batch, losses) if has_head else {}
         return StepReport(
             step=self.global_step,
             loss=vlm_loss if nll is None else vlm_loss + lambda_eff * nll,
@@ -286,12 +285,10 @@ class TreeTraining(pl.LightningModule):
         self.accuracy.reset()
 
 
-def _per_image(batch: StepBatch, losses: list[TreeLosses], cue: list[int]) -> dict[str, Any]:
-    mu = torch.cat([cast(Tensor, x.mu_G) for x in losses])
+def _per_image(batch: StepBatch, losses: list[TreeLosses]) -> dict[str, Tensor]:
     return {
         "log10_gsd": torch.cat([m.log10_gsd_G for m in batch.micro]),
-        "mu": mu,
+        "mu": torch.cat([cast(Tensor, x.mu_G) for x in losses]),
         "log_var": torch.cat([cast(Tensor, x.log_var_G) for x in losses]),
         "nll_weight": torch.cat([m.nll_weight_G for m in batch.micro]),
-        "has_scale_cue": torch.tensor(cue).to(mu.device, non_blocking=True),
     }

@@ -45,7 +45,6 @@ class StepReport:
         log10_gsd: metadata s = log10(metres per pixel seen) of every image, NaN where unknown.
         mu: SSE-U's mean of s; log_var: its log variance (decades squared).
         nll_weight: trust in the metadata, divided by the parts that the image was split into; 0 where unknown.
-        has_scale_cue: 1 scale can be read from the image, 0 it cannot, -1 nobody knows.
         micro_sums_M: raw loss sums of this rank's micro-batches; tells which of them is not finite.
     """
 
@@ -64,17 +63,11 @@ class StepReport:
     mu: Float[Tensor, " I"] | None = None
     log_var: Float[Tensor, " I"] | None = None
     nll_weight: Float[Tensor, " I"] | None = None
-    has_scale_cue: Float[Tensor, " I"] | Int[Tensor, " I"] | None = None
     micro_sums_M: Float[Tensor, " M"] | None = None
 
     def __post_init__(self) -> None:
         _same_presence(
-            nll=self.nll,
-            log10_gsd=self.log10_gsd,
-            mu=self.mu,
-            log_var=self.log_var,
-            nll_weight=self.nll_weight,
-            has_scale_cue=self.has_scale_cue,
+            nll=self.nll, log10_gsd=self.log10_gsd, mu=self.mu, log_var=self.log_var, nll_weight=self.nll_weight
         )
 
 

@@ -18,7 +18,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 class ToyModel(nn.Module):
-    """Gates of 2 layers x 7 projections with the initial thresholds of the paper; magnitudes that grow with layer."""
+    """Gates of 2 layers x 7 projections with thresholds even in `RANK_TIER_BANDS`; magnitudes that grow with layer."""
 
     def __init__(self, rank: int = 12) -> None:
         super().__init__()
@@ -67,17 +67,18 @@ def toy_branches(n_trees: int, per_tree: int = 2) -> tuple[BranchInfo, ...]:
 
 
 def toy_step(step: int, *, sse_u: bool = True, n_images: int = 4, n_questions: int = 8) -> StepReport:
+    """Every second image is half trusted, and three times as wrong; sigma is exp(-2)."""
     trees = toy_trees(n_images, offset=step)
+    half_I = (torch.arange(n_images) + step) % 2 == 1
     log10_gsd = torch.tensor([float("nan") if t.gsd_m is None else t.gsd_m for t in trees]).log10()
     head: dict[str, Any] = {}
     if sse_u:
         head = {
             "nll": torch.tensor(-0.5),
             "log10_gsd": log10_gsd,
-            "mu": log10_gsd.nan_to_num() + 0.1,
+            "mu": log10_gsd.nan_to_num() + torch.where(half_I, 0.3, 0.1),
             "log_var": torch.full((n_images,), -4.0),
-            "nll_weight": (~log10_gsd.isnan()).float(),
-            "has_scale_cue": torch.ones(n_images),
+            "nll_weight": torch.where(half_I, 0.5, 1.0) * ~log10_gsd.isnan(),
         }
     return StepReport(
         step=step,

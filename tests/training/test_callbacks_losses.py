@@ -26,6 +26,28 @@ STAGE2_TAGS = {
     "train/log10_grad_norm/adapters",
     "val/loss_vlm",
 }
+OF_STEP = {
+    "train/loss_total": lambda step: 2.0 / step,
+    "train/loss_vlm": lambda step: 1.5 / step,
+    "train/gsd_nll": lambda step: -0.5,
+    "train/ema/gsd_nll": lambda step: -0.5,
+    "train/lambda_eff": lambda step: 0.1 * step,
+    "train/lr/adapters": lambda step: 1e-3,
+    "train/lr/sse_u": lambda step: 1e-4,
+    "train/grad_norm/adapters": lambda step: 10.0,
+    "train/log10_grad_norm/adapters": lambda step: 1.0,
+}
+"""What `toy_step` reports."""
+
+
+def test_every_curve_shows_its_own_number(tmp_path):
+    board = toy_fit(tmp_path, Losses(every_n_steps=4), steps=6)
+    for tag, expected in OF_STEP.items():
+        assert dict(points(board, tag)) == pytest.approx({step: expected(step) for step in range(1, 7)}), tag
+    for name in ("loss_total", "loss_vlm"):
+        ema = DebiasedEma(0.95)
+        averages = [float(ema.update(torch.tensor(OF_STEP[f"train/{name}"](step)))) for step in range(1, 7)]
+        assert [value for _, value in points(board, f"train/ema/{name}")] == pytest.approx(averages), name
 
 
 def test_every_step_has_its_point_though_the_interval_does_not_divide_the_run(tmp_path):

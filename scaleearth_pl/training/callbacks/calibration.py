@@ -11,6 +11,9 @@ from scaleearth_pl.core.curves import CALIBRATION_REFERENCE
 from scaleearth_pl.training.callbacks.board import board, check_every, report_of, sum_over_ranks
 from scaleearth_pl.training.report import StepReport
 
+KEY = "calibration_window"
+"""Where a checkpoint keeps the window."""
+
 
 class Calibration(Callback):
     """Follows E|mu - s| / mean sigma over a sliding window of steps and over all ranks.
@@ -18,7 +21,8 @@ class Calibration(Callback):
     One step has too few images to judge a spread by, the whole run too many different heads: a window is both. The
     ratio is of sums, so every image has the same say. Images without a trusted GSD do not count; before the first such
     image there is no point. Sums stay on the device; every `every_n_steps` costs one collective and one
-    synchronisation.
+    synchronisation. The window is part of the checkpoint, summed over ranks: a resumed curve goes on where it stopped, on
+    any number of ranks.
 
     Tags (x = optimizer steps done):
         train/calibration_ratio: above the reference SSE-U is too sure of itself, below it too modest.
@@ -44,6 +48,16 @@ class Calibration(Callback):
     ) -> None:
         """Takes one step in."""
         self._observe(trainer, report_of(outputs, StepReport))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keeps the window of all ranks; a collective, as saving is."""
+        if self._window:
+            checkpoint[KEY] = sum_over_ranks(trainer, torch.stack(list(self._window))).tolist()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Goes on with an equal part of the window on each rank."""
+        sums_W2 = torch.tensor(checkpoint.get(KEY, []), dtype=torch.float64, device=trainer.strategy.root_device)
+        self._window.extend(sums_W2 / trainer.world_size)
 
     def _observe(self, trainer: Trainer, report: StepReport) -> None:
         if report.mu is None:

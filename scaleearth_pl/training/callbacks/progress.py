@@ -98,7 +98,7 @@ class Progress(RichProgressBar):
 
     def _conclude(self, trainer: Trainer, name: str) -> None:
         if self.plain and trainer.is_global_zero and not trainer.sanity_checking:
-            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.endswith(("/overall", "/loss"))}
+            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.endswith("/overall")}
             numbers = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
             self.console.print(f"{name} at step {trainer.global_step}  {numbers}".rstrip(), markup=False)
 
