@@ -11,7 +11,7 @@ packed forward, because the gate is per tree:
 
     Query(image=..., questions=(...), policy=..., gsd_m=..., spoof_gsd_m=...)     what is asked, checked at once
         |  prepare(query) -> Prepared      host work: open, resize, tokenise; every fault of a user raises HERE
-        v                                  (SampleError, GsdError, ConfigError); thread-safe; `PassSize.of` to budget by
+        v                                  (SampleError, GsdError, ConfigError); thread-safe; `Prepared.size` to budget by
     run([Prepared, ...]) -> list[list[Answer]]     one packed pass per `max_batch_tokens`: vision once an image, SSE-U,
         |                                          resolver, prefill, KV-cached greedy decoding; one caller at a time
         v                                          (a lock); `on_token(query, question, text so far)` streams

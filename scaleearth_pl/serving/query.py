@@ -14,6 +14,7 @@ from scaleearth_pl.core.sample import Question, Sample
 from scaleearth_pl.data.collate import Tree
 from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.geo.candidates import Candidate, Resolution, Stage
+from scaleearth_pl.model.pass_size import PassSize
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.serving.images import ImageInput, OpenedImage
 from scaleearth_pl.serving.scale import Policy, ScaleChoice, ScaleUsed
@@ -112,6 +113,13 @@ class Prepared:
     def n_tokens(self) -> int:
         """Tokens of image and prompts, without the answers."""
         return self.tree.n_tokens
+
+    def size(self, max_new_tokens: int) -> PassSize:
+        """Of a pass that holds this query alone, with answers of so many tokens at most."""
+        prompts = [len(branch.prompt) for branch in self.tree.branches]
+        return PassSize.of(
+            n_tokens=self.n_tokens, prefix=len(self.tree.prefix), prompts=prompts, max_new_tokens=max_new_tokens
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.serving.pass_size import PassSize
+from scaleearth_pl.model.pass_size import PassSize
 from scaleearth_pl.serving.query import Answer, Prepared
 from scaleearth_pl.serving.stream import OnToken
 
@@ -73,7 +73,7 @@ class Job:
     @property
     def size(self) -> PassSize:
         """Of a pass that holds this job alone."""
-        return PassSize.of(self.prepared, self.max_new_tokens)
+        return self.prepared.size(self.max_new_tokens)
 
     def listen(self, on_text: OnText) -> None:
         """Who hears the texts as they grow; to be said before `submit`."""

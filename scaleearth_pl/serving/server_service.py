@@ -7,11 +7,11 @@ import anyio
 from anyio.to_thread import run_sync
 
 from scaleearth_pl.core.errors import ConfigError, GsdError, SampleError
+from scaleearth_pl.model.pass_size import PassSize, max_slots
 from scaleearth_pl.serving import openai_api
 from scaleearth_pl.serving.engine import Assistant
 from scaleearth_pl.serving.metrics import ServerMetrics
 from scaleearth_pl.serving.openai_api import ChatRequest
-from scaleearth_pl.serving.pass_size import PassSize, max_slots
 from scaleearth_pl.serving.query import Prepared, Query
 from scaleearth_pl.serving.queueing import Batcher
 from scaleearth_pl.serving.server_images import image_from_url
@@ -88,7 +88,7 @@ class Service:
         )
         prepared = self.assistant.prepare(query)
         self.limits.check_gsd_m(prepared.gsd.gsd_m, "the file's GSD")
-        check_size(PassSize.of(prepared, self.longest_answer(request)), self.assistant.max_batch_tokens)
+        check_size(prepared.size(self.longest_answer(request)), self.assistant.max_batch_tokens)
         return request, prepared
 
     def longest_answer(self, request: ChatRequest) -> int:

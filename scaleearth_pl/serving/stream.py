@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from scaleearth_pl.core.batch import TreeBatch
-from scaleearth_pl.serving.pass_size import PassSize
+from scaleearth_pl.model.pass_size import PassSize
 from scaleearth_pl.serving.query import Prepared
 
 OnToken = Callable[[int, int, str], None]
@@ -20,7 +20,7 @@ def passes(
     size: PassSize | None = None
     first = 0
     for number, query in enumerate(prepared):
-        alone = PassSize.of(query, max_new_tokens)
+        alone = query.size(max_new_tokens)
         joined = alone if size is None else size + alone
         if part and not joined.fits(max_batch_tokens):
             yield first, part

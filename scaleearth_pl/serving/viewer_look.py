@@ -13,7 +13,6 @@ from scaleearth_pl.model.gate import ContinuousGate, rank_tier_slices
 from scaleearth_pl.serving.engine import Assistant, Prompt, Query
 from scaleearth_pl.serving.images import OpenedImage
 from scaleearth_pl.serving.openai_api import check_lengths
-from scaleearth_pl.serving.pass_size import PassSize
 from scaleearth_pl.serving.scale import Policy
 from scaleearth_pl.serving.server_body import Strict
 from scaleearth_pl.serving.server_images import image_from_url
@@ -68,7 +67,7 @@ def look(assistant: Assistant, images: CorpusImages, wanted: Look, limits: Serve
     if assistant.has_open_state:
         queries.append(Query(image=image, questions=prompts, policy="open"))
     prepared = [assistant.prepare(query) for query in queries]
-    check_size(PassSize.of(prepared[0], assistant.max_new_tokens), assistant.max_batch_tokens)
+    check_size(prepared[0].size(assistant.max_new_tokens), assistant.max_batch_tokens)
     on, *off = assistant.run(prepared)
     scale = asdict(on[0].scale)
     ratio = _ratio(scale["native_size"], scale["seen_size"])

@@ -105,6 +105,21 @@ def test_groups_change_nothing_but_memory(subject, group):
     assert np.concatenate(parts, axis=1) == pytest.approx(whole, rel=1e-4)
 
 
+def test_a_group_is_closed_before_its_decoding_cache_is_too_large(subject, group):
+    """The cache is a rectangle: beside one long question, each short one takes as many slots. Teacher-forced, none does."""
+    long = replace(group[0].questions[0], question="1234567890" * 100)
+    stream = [replace(group[0], questions=(long,)), *[group[1]] * 12]
+    budget = sum(asked.size(subject, 24).n_tokens for asked in stream)
+
+    def sizes(groups):
+        return [sum(some[1:], some[0]) for some in ([a.size(subject, 24) for a in g] for g in groups)]
+
+    parts = list(grouped(iter(stream), subject, budget_tokens=budget, max_new_tokens=24))
+    assert [asked for part in parts for asked in part] == stream and len(parts) > 1
+    assert all(size.fits(budget) for size in sizes(parts)) and not sizes([stream])[0].fits(budget)
+    assert list(grouped(iter(stream), subject, budget_tokens=budget)) == [stream]
+
+
 def test_noise_is_paired_and_zero_noise_is_none(subject, group):
     views = [METADATA, *(View(policy="metadata", noise_decades=x) for x in (0.0, 0.5))]
     nll = run_views(subject, group, views).answer_nll_VB

@@ -5,8 +5,8 @@ from server_fakes import chat, serving
 from serving_fakes import picture
 
 from scaleearth_pl.model import generate
+from scaleearth_pl.model.pass_size import max_slots
 from scaleearth_pl.serving.engine import Assistant, Query
-from scaleearth_pl.serving.pass_size import PassSize, max_slots
 from scaleearth_pl.serving.queueing import Batcher, BatchPolicy, Job
 from scaleearth_pl.serving.stream import passes
 
@@ -22,7 +22,7 @@ def prepared(earth, *questions, size=(64, 64)):
 
 
 def together(queries, max_new_tokens=NEW):
-    first, *others = (PassSize.of(query, max_new_tokens) for query in queries)
+    first, *others = (query.size(max_new_tokens) for query in queries)
     return sum(others, first)
 
 
@@ -59,7 +59,7 @@ class Standing:
 
 def test_one_long_question_beside_127_short_ones_is_refused(earth):
     """Few tokens, half a million slots: 1 GiB in the tiny model, 70 GiB in the 8B one."""
-    size = PassSize.of(prepared(earth, LONG, *["a"] * 127), earth.max_new_tokens)
+    size = prepared(earth, LONG, *["a"] * 127).size(earth.max_new_tokens)
     assert size.n_tokens < earth.max_batch_tokens / 3 and size.n_slots > 500_000
     with serving(Standing(earth)) as running:
         status, _, reply = running.post(chat(None, questions=[LONG, *["a"] * 127], gsd_m=1.0))
@@ -90,7 +90,7 @@ def test_what_the_request_allows_of_an_answer_counts(earth):
 def test_ordinary_requests_are_far_from_the_bound(earth):
     """A full request of short questions, and a full batch of requests about the smallest and the largest images."""
     full = prepared(earth, *["Are there roads of 3 metres?"] * 128)
-    assert PassSize.of(full, NEW).n_slots < max_slots(earth.max_batch_tokens) / 5
+    assert full.size(NEW).n_slots < max_slots(earth.max_batch_tokens) / 5
     batch = [prepared(earth, "Forest?", LONG[:100], size=size) for size in ((32, 32), (128, 128)) * 16]
     assert together(batch).fits(earth.max_batch_tokens)
     assert len(list(passes(batch, earth.max_batch_tokens, NEW))) == 1

@@ -10,7 +10,8 @@ token is the most likely one), which *is* greedy decoding's exact match at a fra
 where asked for. Baseline B3 reads the GSD as text, so its tokens differ by view and its tree is rebuilt for each (the
 image features are not).
 
-Memory is bounded by one group of images: `grouped` cuts a stream of any length by tokens.
+Memory is bounded by one group of images: `grouped` cuts a stream of any length by tokens, and by slots of the decoding
+cache where text is generated.
 
 Legend: B questions, G images (trees), V views.
 """
@@ -34,6 +35,7 @@ from scaleearth_pl.data.processor import ProcessedImage
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.evaluation.evaluator.views import View, standard_normal
 from scaleearth_pl.model.generate import prompts_only
+from scaleearth_pl.model.pass_size import PassSize
 from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import Scale, ScaleEarth
 
@@ -52,11 +54,17 @@ class Asked:
         native, size = self.sample.gsd_m_native, (self.sample.width, self.sample.height)
         return None if native is None else effective_gsd_m(native, size, self.images[0].seen_size)
 
-    def n_tokens(self, subject: Subject) -> int:
-        """About how many tokens its tree has."""
+    def size(self, subject: Subject, max_new_tokens: int) -> PassSize:
+        """About what a pass that holds it alone takes: its prefix has a few tokens more than its images."""
         n_patches = sum(image.pixel_values_PD.shape[0] for image in self.images)
+        prefix = n_patches // subject.processor.merge_size**2
         branches = [subject.processor.branch(q) for q in self.questions]
-        return n_patches // subject.processor.merge_size**2 + sum(len(b.prompt) + len(b.answer) for b in branches)
+        return PassSize.of(
+            n_tokens=prefix + sum(len(b.prompt) + len(b.answer) for b in branches),
+            prefix=prefix,
+            prompts=[len(b.prompt) for b in branches],
+            max_new_tokens=max_new_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,17 +97,28 @@ class GroupAnswers:
         ]
 
 
-def grouped(stream: Iterable[Asked], subject: Subject, *, budget_tokens: int = 8192) -> Iterator[list[Asked]]:
-    """Consecutive images up to a token budget; an image larger than the budget is a group of its own."""
+def grouped(
+    stream: Iterable[Asked], subject: Subject, *, budget_tokens: int = 8192, max_new_tokens: int = 0
+) -> Iterator[list[Asked]]:
+    """Consecutive images up to a budget; an image larger than the budget is a group of its own.
+
+    Args:
+        stream: the images.
+        subject: the model, whose processor counts tokens.
+        budget_tokens: of a group; where answers are generated, its decoding cache is bounded with it (`model/pass_size.py`).
+        max_new_tokens: of a generated answer; 0 where none is, and no cache is kept.
+    """
     group: list[Asked] = []
-    n_tokens = 0
+    size: PassSize | None = None
     for asked in stream:
-        more = asked.n_tokens(subject)
-        if group and n_tokens + more > budget_tokens:
+        alone = asked.size(subject, max_new_tokens)
+        joined = alone if size is None else size + alone
+        fits = joined.fits(budget_tokens) if max_new_tokens else joined.n_tokens <= budget_tokens
+        if group and not fits:
             yield group
-            group, n_tokens = [], 0
+            group, joined = [], alone
         group.append(asked)
-        n_tokens += more
+        size = joined
     if group:
         yield group
 

@@ -198,7 +198,12 @@ def _answered(
     answers, done = _finished(part)
     commit = current_commit()
     with progress(f"{subject.name} · {view.name}", n_images, done=len(done)) as advance:
-        for group in grouped(stream(frozenset(done)), subject, budget_tokens=decoding.budget_tokens):
+        for group in grouped(
+            stream(frozenset(done)),
+            subject,
+            budget_tokens=decoding.budget_tokens,
+            max_new_tokens=decoding.max_new_tokens if decoding.generate else 0,
+        ):
             start = time.perf_counter()
             said = run_views(
                 subject,

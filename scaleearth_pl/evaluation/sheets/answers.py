@@ -26,6 +26,9 @@ from scaleearth_pl.evaluation.evaluator.views import View
 from scaleearth_pl.evaluation.pairing import Key
 from scaleearth_pl.evaluation.sheets.choose import Drawn, Variant
 
+NEW_TOKENS = 24
+"""Of an answer, as in `scaleearth evaluate`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
@@ -132,8 +135,10 @@ def ask_again(
         processed = tuple(subject.processor.image(image.rgb()) for image in images)
         stream.append(Asked(sample=sample, images=processed, questions=tuple(q for q in sample.qas if q.id in ids)))
     said: dict[Key, Said] = {}
-    for group in grouped(stream, subject):
-        answers = run_views(subject, group, [view], boundaries=index.boundaries, generate=True)
+    for group in grouped(stream, subject, max_new_tokens=NEW_TOKENS):
+        answers = run_views(
+            subject, group, [view], boundaries=index.boundaries, generate=True, max_new_tokens=NEW_TOKENS
+        )
         texts = answers.texts[0] if answers.texts else ()
         for branch, text in zip(answers.batch.branches, texts, strict=True):
             key = (answers.batch.trees[branch.tree].image_id, branch.qa_id)

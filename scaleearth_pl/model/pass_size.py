@@ -1,17 +1,16 @@
 """What one packed pass holds: tokens, which the prefill computes, and slots of the decoding cache, which stay in memory.
 
     n_tokens    of all prefixes and branches
-    n_slots     trees x longest prefix  +  branches x (longest prompt + new tokens)          (`model/generate.py`'s cache)
+    n_slots     trees x longest prefix  +  branches x (longest prompt + new tokens)          (`generate.py`'s cache)
 
 The cache is a rectangle, so that a decoding step is one matrix product for all branches; its price is that the longest
 question is paid for once for every question beside it: one of 4,000 tokens with 127 of ten are 5,270 tokens and 515,072
-slots. A bound on tokens alone is therefore none on memory, and a pass is bounded by both.
+slots. A bound on tokens alone is therefore none on memory, and a pass is bounded by both, in serving and in evaluation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
-
-from scaleearth_pl.serving.query import Prepared
 
 SLOTS_PER_TOKEN = 4
 """Cache slots of a pass, at most, for each token that it may hold. Four, because passes of like questions then end by their
@@ -21,7 +20,7 @@ of longer ones fewer), while memory stays within four times that of a pass whose
 
 @dataclass(frozen=True, kw_only=True)
 class PassSize:
-    """Counts of a pass, or of one query in it; lengths in tokens. Two sizes add up to that of the pass that holds both."""
+    """Counts of a pass, or of one tree in it; lengths in tokens. Two sizes add up to that of the pass that holds both."""
 
     n_tokens: int
     n_trees: int
@@ -31,14 +30,20 @@ class PassSize:
     max_new_tokens: int
 
     @classmethod
-    def of(cls, query: Prepared, max_new_tokens: int) -> Self:
-        """Of a pass that holds this query alone."""
-        prompts = [len(branch.prompt) for branch in query.tree.branches]
+    def of(cls, *, n_tokens: int, prefix: int, prompts: Sequence[int], max_new_tokens: int) -> Self:
+        """Of a pass that holds one tree alone.
+
+        Args:
+            n_tokens: of the tree.
+            prefix: tokens of its prefix.
+            prompts: tokens of each branch's prompt.
+            max_new_tokens: of the longest answer.
+        """
         return cls(
-            n_tokens=query.n_tokens,
+            n_tokens=n_tokens,
             n_trees=1,
             n_branches=len(prompts),
-            longest_prefix=len(query.tree.prefix),
+            longest_prefix=prefix,
             longest_prompt=max(prompts),
             max_new_tokens=max_new_tokens,
         )
