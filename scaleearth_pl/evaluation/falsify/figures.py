@@ -39,7 +39,9 @@ def save_training_figure(path: Path, runs: Sequence[Path], panels: Mapping[str, 
     """One panel a quantity, three a row; one line a run and tag; tags of one panel differ in colour."""
     curves = [scalars(run) for run in runs]
     figure, axes = new_figure(min(3, len(panels)), -(-len(panels) // 3), panel_size=(3.6, 3.0))
-    for ax, (title, tags) in zip(axes, panels.items(), strict=True):
+    for spare in axes[len(panels) :]:
+        spare.set_visible(False)
+    for ax, (title, tags) in zip(axes, panels.items(), strict=False):
         for tag, (colour, dash) in zip(tags, STYLES, strict=False):
             for i, found in enumerate(curves):
                 if tag in found:
