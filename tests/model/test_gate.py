@@ -50,7 +50,7 @@ def test_doubt_flattens_towards_one_half() -> None:
     assert all((near < far).all() for far, near in pairwise(distance))
 
 
-def test_tiers_start_where_the_paper_says() -> None:
+def test_tiers_start_evenly_inside_their_bands() -> None:
     tau = initial_thresholds(64)
     for tier, ranks in rank_tier_slices(64).items():
         low, high = RANK_TIER_BANDS[tier]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from fakes.ranks import run_ranks
-from fakes.runs import UNDRAWN, arguments, fit, make_data, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, arguments, fit, make_data, tiny_hf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -23,7 +24,7 @@ STAGE_OF = {"stage1": "stage1", "stage2": "stage2", "sharded": "stage2"}
 """The single process's run by the name of the two processes' run."""
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/scaleearth.safetensors")
 pytestmark = pytest.mark.slow
-CURVES = ("train/loss_total", "train/gsd_nll", "train/grad_norm/")
+CURVES = ("train/loss_total", "train/gsd_nll", "train/grad_norm/", "train/calibration_ratio")
 UNEVEN = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "280")
 UNCUT = ("--data.global_batch_tokens", "300", "--data.micro_token_budget", "1000")
 STRATEGY = "scaleearth_pl.training.durable_fsdp.DurableModelParallelStrategy"
@@ -39,12 +40,13 @@ DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 def folder(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`one/` of a single process, `rank0/` and `rank1/` of two; `start/` holds stage 2 before its first step."""
     folder = tmp_path_factory.mktemp("ranks")
-    commands = []
+    commands, every_step = [], calibrated_every_step(folder)
     for rank in range(2):
         runs = folder / f"rank{rank}"
         stage1 = arguments("stage1", fake_corpus, runs, *UNEVEN, *FSDP2, steps=STEPS)
-        stage2 = arguments("stage2", fake_corpus, runs, *UNEVEN, *DDP, steps=STEPS)
-        sharded = arguments("stage2", fake_corpus, runs, *UNEVEN, *GATHERED, steps=STEPS, experiment="sharded")
+        stage2 = arguments("stage2", fake_corpus, runs, *every_step, *UNEVEN, *DDP, steps=STEPS)
+        gathered = (*every_step, *UNEVEN, *GATHERED)
+        sharded = arguments("stage2", fake_corpus, runs, *gathered, steps=STEPS, experiment="sharded")
         test = ["test", *stage2[1:], "--model.init_args.adapter", str(folder / "rank0/stage2/v0/adapter")]
         test[test.index("--runs_dir") + 1] = str(folder / "rank0")
         cut = ("--data.micro_token_budget", str(SEVERAL["micro_token_budget"]))
@@ -54,10 +56,20 @@ def folder(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert status == 0, f"rank {rank}:\n{output[-4000:]}"
     fit("stage1", fake_corpus, folder / "one", *UNCUT, steps=STEPS)
     fit("stage1", fake_corpus, folder / "mixed", *MIXED, "--data.micro_token_budget", "2000", steps=STEPS)
-    fit("stage2", fake_corpus, folder / "one", *UNCUT, "--test_after_fit", "true", steps=STEPS)
+    fit("stage2", fake_corpus, folder / "one", *every_step, *UNCUT, "--test_after_fit", "true", steps=STEPS)
     no_step = ("--model.init_args.optim.lr", "1.0e-30")
     fit("stage2", fake_corpus, folder / "start", *UNCUT, *no_step, *UNDRAWN, steps=1)
     return folder
+
+
+def calibrated_every_step(folder: Path) -> tuple[str, str]:
+    """Stage 2's callbacks, with a calibration that has a point in three steps."""
+    callbacks = yaml.safe_load((EXPERIMENTS / "stage2.yaml").read_text())["trainer"]["callbacks"]
+    (calibration,) = (c for c in callbacks if c["class_path"].endswith(".Calibration"))
+    calibration["init_args"] = {"every_n_steps": 1}
+    overlay = folder / "every_step.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    return "-c", str(overlay)
 
 
 def of_two(folder: Path, experiment: str) -> Path:
@@ -124,6 +136,7 @@ def test_losses_and_gradients_are_those_of_one_process(folder: Path, experiment:
     two, one = curves(of_two(folder, experiment)), curves(of_one(folder, experiment))
     groups = {"model"} if experiment == "stage1" else {"adapters", "thresholds", "sse_u"}
     assert {"train/loss_total", *(f"train/grad_norm/{group}" for group in groups)} <= two.keys() == one.keys()
+    assert ("train/calibration_ratio" in one) == (experiment != "stage1")
     for tag, values in one.items():
         assert len(values) == STEPS
         assert two[tag] == pytest.approx(values, rel=CURVE), tag

@@ -46,12 +46,6 @@ def test_trees_equal_single_questions_however_the_step_is_cut(
     if max_branches == 1:
         assert sum(len(m.trees) for m in step.micro) == step.n_questions
     losses, gradients = losses_and_gradients(model, step, predicted_share=0.5)
-    print(
-        max_branches,
-        budget,
-        [abs(a / b - 1) for a, b in zip(losses, reference[0])],
-        relative_difference(gradients, reference[1]),
-    )
     assert losses == pytest.approx(reference[0], rel=LOSS)
     assert relative_difference(gradients, reference[1]) < GRADIENT
     assert all(bool((g != 0).any()) for g in gradients.values())

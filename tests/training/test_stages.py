@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from scaleearth_pl.loading.settings import read_config
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
+from scaleearth_pl.model.resolver import Resolver, ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
-from scaleearth_pl.training.stage2 import refuse_stale_stage1, without_links
+from scaleearth_pl.training.stage2 import Stage2, refuse_stale_stage1, without_links
 
 RECORD = ("--trainer.callbacks+=fakes.runs.Recorder", "--trainer.callbacks.gradients=true", *UNDRAWN)
 STEPS = 4
@@ -80,6 +82,36 @@ def test_a_step_has_the_gradient_of_its_mean_loss(stage2: Any, before: ScaleEart
     norm = torch.stack([gradient.norm() for name, gradient in gradients.items() if "lora_" in name]).norm()
     assert float(report.vlm_loss) == pytest.approx(vlm, rel=1e-5)
     assert float(report.grad_norm["adapters"]) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_prediction_gates_training_and_no_evaluation(stage2: Any, fake_corpus: Path, tmp_path: Path) -> None:
+    """Share 1 from the first step, adapters that were trained, and a learning rate that leaves them as they are."""
+    adapter = ("--model.init_args.adapter", str(stage2.run_folder / "adapter"), "--model.init_args.optim.lr", "1.0e-30")
+    shares = {"train_predicted_share": 1.0, "warmup_share": 0.0, "ramp_share": 0.0}
+    gated = [word for name, share in shares.items() for word in (f"--model.init_args.resolver.{name}", str(share))]
+    cli = fit("stage2", fake_corpus, tmp_path, *adapter, *gated, *RECORD, steps=1)
+    module, step = cli.model, cli.datamodule.step_batch(0)
+    losses = [losses_and_gradients(module.model, step, predicted_share=share)[0] for share in (0.0, 1.0)]
+    (measured, _), (predicted, _) = losses
+    assert abs(predicted / measured - 1) > 1e-3
+    assert float(recorder_of(cli).reports[0].vlm_loss) == pytest.approx(predicted, rel=1e-5)
+    with torch.no_grad():
+        for evaluate in (module.validation_step, module.test_step):
+            report = evaluate(step, 0)["report"]
+            assert float(report.vlm_loss_sum / report.n_supervised) == pytest.approx(measured, rel=1e-5)
+
+
+def test_the_predicted_share_waits_and_rises_over_the_run() -> None:
+    """Of ten steps: nothing for two, then a ramp of four to one half; nothing at all without SSE-U."""
+    config = ResolverConfig(train_predicted_share=0.5, warmup_share=0.2, ramp_share=0.4)
+
+    def share(step: int, head: Any) -> float:
+        model = SimpleNamespace(gsd_head=head, resolver=Resolver(config))
+        module: Any = SimpleNamespace(model=model, global_step=step, total_steps=10)
+        return Stage2.predicted_share(module)
+
+    assert [share(step, object()) for step in (1, 4, 9)] == pytest.approx([0.0, 0.25, 0.5])
+    assert share(9, None) == 0
 
 
 @pytest.mark.slow
