@@ -343,6 +343,21 @@ def test_pseudo_gsds_that_differ_anywhere_have_answers_of_their_own(subject, cor
     assert plan["view"] == "spoof-0.1m" and "spoof_gsd_m" not in plan, "as earlier commits wrote it"
 
 
+def test_a_damaged_sample_of_train_costs_the_floors_and_not_the_accuracy(subject, fake_corpus, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(fake_corpus, broken)
+    index = ShardIndex.load(broken)
+    row = int(index.rows(("train",))[0])
+    shard = next(shard for shard in index.shards if shard.start <= row < shard.stop)
+    with (broken / shard.file).open("r+b") as stream:
+        stream.seek(int(index.number["json_offset"][row]) + 5)
+        stream.write(b"\0" * 9)
+    corpus = CorpusSplit.open(broken, "test")
+    found = evaluate_corpus(subject, corpus, METADATA, out=tmp_path, decoding=Decoding(generate=False))
+    assert found["accuracy"]["overall"] and found["floors"]["question_only"] is None
+    assert shard.file in found["floors"]["absent"]
+
+
 def test_unreadable_images_are_in_the_row_and_fatal_past_a_share(subject, fake_corpus, tmp_path, monkeypatch):
     """A score over the half of the images that were there would be a score of another benchmark."""
     broken = tmp_path / "broken"

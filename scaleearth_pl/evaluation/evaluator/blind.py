@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.errors import ConfigError, IndexSchemaError
+from scaleearth_pl.core.errors import ScaleEarthError
 from scaleearth_pl.core.run_files import Prediction
 from scaleearth_pl.data.shards import ShardIndex
 from scaleearth_pl.evaluation.floors import compute_floors
@@ -24,8 +24,8 @@ class BlindFloors:
     def of(self, index: ShardIndex, rows: Sequence[Prediction]) -> dict[str, Any]:
         """`{"question_only": {...}, "question_gsd": {...}, "chosen": {...}}`, or both null and why in `absent`.
 
-        A corpus that has no val to choose the answerer on, or an evaluation of trained images, has no such floors; its
-        accuracies are numbers all the same.
+        A corpus without a val to choose the answerer on, an evaluation of trained images, a damaged sample of train: then
+        there are no such floors, and accuracies are numbers all the same.
         """
         key = (index.hash, tuple((row.image_id, row.qa_id, row.tier) for row in rows))
         if key not in self._known:
@@ -36,7 +36,7 @@ class BlindFloors:
 def _measured(root: Path, rows: Sequence[Prediction]) -> dict[str, Any]:
     try:
         found = compute_floors(rows, corpus_root=root)
-    except (ConfigError, IndexSchemaError) as error:
+    except ScaleEarthError as error:
         return {"question_only": None, "question_gsd": None, "absent": str(error)}
     assert found.question_only is not None and found.question_gsd is not None and found.chosen is not None
     return {
