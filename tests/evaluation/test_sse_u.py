@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kstest, norm, spearmanr
 
 from scaleearth_pl.core.run_files import SseuReading
-from scaleearth_pl.evaluation.sse_u import NUMBERS, sse_u_by_cue, sse_u_numbers, sse_u_report
+from scaleearth_pl.evaluation.sse_u import LEVELS, NUMBERS, sse_u_by_cue, sse_u_numbers, sse_u_report
 
 
 def test_numbers_are_their_definitions(readings):
@@ -64,3 +64,35 @@ def test_the_pit_distance_is_that_of_kolmogorov_and_smirnov(readings):
         assert sse_u_report(readings[:n])["all"]["pit_distance"] == pytest.approx(expected, abs=1e-9)
     high = replace(readings[0], mu=0.0, sigma=1.0, gsd_m=10.0)
     assert sse_u_report([high])["all"]["pit_distance"] == pytest.approx(norm.cdf(1.0))
+
+
+@pytest.fixture
+def half_trusted(readings):
+    """Every second image counts half, and its mu is biased: what ignores trust is off by far."""
+    return [r if i % 2 else replace(r, provenance_weight=0.5, mu=r.mu + 0.4) for i, r in enumerate(readings)]
+
+
+def test_the_distribution_is_its_definitions_by_trust(half_trusted):
+    """CRPS as its integral of (F - step)^2, all else as numpy's weighted means and histograms."""
+    report = sse_u_report(half_trusted)["all"]
+    s = np.array([math.log10(r.gsd_m) for r in half_trusted])
+    mu, sigma, weight = np.array([(r.mu, r.sigma, r.provenance_weight) for r in half_trusted]).T
+    z, grid = (s - mu) / sigma, np.linspace(-6, 6, 24_001)
+    squares = [np.where(grid < s_i, norm.cdf(grid, m, d), norm.sf(grid, m, d)) ** 2 for s_i, m, d in zip(s, mu, sigma)]
+    assert report["crps"] == pytest.approx(np.average(np.trapezoid(squares, grid), weights=weight), rel=1e-3)
+    assert report["bias_decades"] == pytest.approx(np.average(mu - s, weights=weight))
+    histogram = np.histogram(norm.cdf(z), bins=10, range=(0, 1), weights=weight / weight.sum())[0]
+    assert report["pit"] == pytest.approx(histogram.tolist())
+    inside = [np.average(np.abs(z) <= norm.ppf(0.5 + level / 2), weights=weight) for level in LEVELS]
+    assert np.array(report["coverage_curve"]) == pytest.approx(np.stack([LEVELS, inside], axis=1))
+    bins = np.array_split(np.argsort(sigma), 8)
+    means = [[np.average(x[b], weights=weight[b]) for x in (sigma, np.abs(s - mu))] for b in bins]
+    assert np.array(report["sigma_bins"]) == pytest.approx(np.array(means))
+
+
+def test_trust_is_repetition(half_trusted):
+    """An image of twice the trust is two images, also where no definition is at hand (the PIT's distance)."""
+    twice = [replace(r, provenance_weight=1.0) for r in half_trusted for _ in range(int(2 * r.provenance_weight))]
+    one, other = (sse_u_report(rows)["all"] for rows in (half_trusted, twice))
+    for name in ("crps", "bias_decades", "pit", "pit_distance"):
+        assert one[name] == pytest.approx(other[name]), name

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from fakes.toy_training import ToyModule, points, read_board, toy_eval, toy_fit, toy_loader, toy_trainer
@@ -80,6 +81,39 @@ def test_figures_label_their_axes_and_show_metres():
     assert "m per pixel" in ax.get_xlabel()
     drawn = sum(len(line.get_xdata()) for line in ax.lines) - 2
     assert 0 < drawn <= 10, "max_points thins the scatter"
+
+
+def labelled(ax):
+    """(x, y) of the drawn series, by their names."""
+    return {line.get_label(): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in ax.lines}
+
+
+def test_the_reliability_diagram_draws_coverage_by_trust_and_error_over_sigma():
+    """One image errs by one sigma and is trusted; the others err by two and are half trusted."""
+    sigma, z = torch.tensor([0.1, 0.1, 0.4, 0.4]), torch.tensor([1.0, -2.0, -2.0, 2.0])
+    s, weight = torch.zeros(4), torch.tensor([1.0, 0.5, 0.5, 0.5])
+    left, right = reliability_figure(torch.stack([s, z * sigma, 2 * sigma.log(), weight, s], dim=1), 2).axes
+    level, inside = labelled(left)["SSE-U"]
+    expected = [0.0 if p < 0.6827 else 0.4 if p < 0.9545 else 1.0 for p in level]
+    assert inside == pytest.approx(expected)
+    mean_sigma, mean_error = labelled(right)["2 bins of sigma"]
+    assert mean_sigma == pytest.approx([0.1, 0.4])
+    assert mean_error == pytest.approx([(0.1 + 0.5 * 0.2) / 1.5, 0.8])
+
+
+def test_the_scatter_draws_predicted_over_true_gsd_and_bars_of_one_sigma():
+    s, mu, sigma = torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0.5, 0.0, -1.5]), torch.tensor([0.1, 0.2, 0.3])
+    cue = torch.tensor([1.0, 1.0, 0.0])
+    (ax,) = scatter_figure(torch.stack([s, mu, 2 * sigma.log(), torch.ones(3), cue], dim=1), 10).axes
+    assert (ax.get_xlabel()[:8], ax.get_ylabel()[:9]) == ("true GSD", "predicted")
+    series = labelled(ax)
+    for label, images in (("scale cue (2)", [0, 1]), ("no scale cue (1)", [2])):
+        x, y = series[label]
+        assert x == pytest.approx((10 ** s[images]).tolist())
+        assert y == pytest.approx((10 ** mu[images]).tolist())
+    bars = np.concatenate([bars.get_segments() for bars in ax.collections])
+    ends = [[[10**x, 10 ** (m - d)], [10**x, 10 ** (m + d)]] for x, m, d in torch.stack([s, mu, sigma], 1).tolist()]
+    assert bars == pytest.approx(np.array(ends), rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["validate", "test"])
