@@ -13,6 +13,7 @@ there leaves the old one as `.<name>.previous` (`previous_of`).
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scaleearth_pl.core.errors import DiskSpaceError
+from scaleearth_pl.core.errors import DiskSpaceError, ScaleEarthError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What an `OSError` says where the disk, the quota or the limit of a file is reached."""
@@ -34,6 +35,18 @@ def lines_of(text: str) -> list[str]:
     """Lines of a file, cut at its newlines alone: `str.splitlines` also cuts at the breaks of Unicode inside a text."""
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+@contextmanager
+def locked(lock: Path, busy: ScaleEarthError) -> Iterator[None]:
+    """Holds a lock file, made here; raises `busy` where another process does. The kernel frees it, however we end."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        yield
 
 
 @contextmanager

@@ -10,13 +10,12 @@ generator never passes for the one that made the corpus, and no image that was p
 """
 
 import argparse
-import fcntl
 import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from scaleearth_pl.core.console import command, console
 from scaleearth_pl.core.errors import ConfigError
+from scaleearth_pl.core.files import locked
 from scaleearth_pl.core.processes import children_keep_memory
 from scaleearth_pl.data.shard_index import INDEX_NAME
 
@@ -104,22 +104,11 @@ def _nothing_to_do(out: Path, screen: Console) -> Path:
     return out
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Holds the lock of a corpus folder, `.<name>.lock` beside it; the kernel frees it with the process, however that ends.
-
-    Raises:
-        ConfigError: another process is building into this folder.
-    """
-    lock = out.with_name(f".{out.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "wait for it, or build into another folder with --out"
-            raise ConfigError("another process is building this corpus", file=out, remedy=remedy) from error
-        yield
+def alone(out: Path) -> AbstractContextManager[None]:
+    """Holds the lock of a corpus folder, `.<name>.lock` beside it; `ConfigError` where another process builds into it."""
+    remedy = "wait for it, or build into another folder with --out"
+    busy = ConfigError("another process is building this corpus", file=out, remedy=remedy)
+    return locked(out.with_name(f".{out.name}.lock"), busy)
 
 
 def config_hash(record: Mapping[str, Any], version: str) -> str:

@@ -11,11 +11,10 @@ A run that was cut off goes on behind the last whole line of part.jsonl; one tha
 are written as they are finished, so a crash costs one group. One process fills a folder at a time (`flock` on .lock).
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from scaleearth_pl.core.commit import current_commit
 from scaleearth_pl.core.console import progress
 from scaleearth_pl.core.errors import ConfigError
-from scaleearth_pl.core.files import write_json
+from scaleearth_pl.core.files import locked, write_json
 from scaleearth_pl.core.gsd import TierBoundaries
 from scaleearth_pl.core.run_files import PREDICTIONS, ROW, SSE_U, Prediction, SseuReading
 from scaleearth_pl.evaluation.evaluator.engine import Asked, GroupAnswers, grouped, run_views
@@ -133,20 +132,10 @@ def run_view(
     return row
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; the kernel frees it with the process, however that ends.
-
-    Raises:
-        ConfigError: another process is evaluating into this folder.
-    """
-    with (folder / LOCK).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "wait for it, or write to another folder with --out"
-            raise ConfigError("another process is evaluating into this folder", file=folder, remedy=remedy) from error
-        yield
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    remedy = "wait for it, or write to another folder with --out"
+    busy = ConfigError("another process is evaluating into this folder", file=folder, remedy=remedy)
+    return locked(folder / LOCK, busy)
 
 
 def finished_row(folder: Path) -> dict[str, Any] | None:
