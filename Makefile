@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Threads that spin while they wait slow a shared machine six-fold (measured with four other jobs on two cores). Even a
 # bounded spin (GOMP_SPINCOUNT=20000), 6 per cent faster alone, takes twice the time beside two other jobs.
 export OMP_WAIT_POLICY ?= PASSIVE
-# A tiny run alone takes two ranks of one thread each: 1.15 to 1.5 times as fast as one rank of two threads, whose every
+# A tiny run alone takes two ranks of one thread each: 1.15 to 1.4 times as fast as one rank of two threads, whose every
 # small operation waits for a thread to wake (docs/results.md). Twins side by side take one rank and thread each: three of
 # them share two cores better than two and then one. No hub is needed; the larger sizes fetch their weights there, unless
 # MODEL and INIT_FROM are folders.
