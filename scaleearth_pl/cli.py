@@ -93,9 +93,9 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """For imports: what they make stays, and need not be walked again and again.
+    """For imports: what they make stays, and need not be walked again and again, now or later.
 
-    Starts in pairs, seconds of CPU with and without the collector: 8.9 and 7.6, 10.4 and 9.0, 8.1 and 8.5.
+    Later is `gc.freeze`, once a process: of 4.8 s of CPU until a configuration is printed, 0.7 s (medians of four pairs).
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -103,6 +103,8 @@ def collector_at_rest() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            if not gc.get_freeze_count():
+                gc.freeze()
             gc.enable()
 
 

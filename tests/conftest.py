@@ -1,7 +1,9 @@
 """Shared by all tests: offline libraries, one thread, run-time shape checks, a small fake corpus."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # fakes
 
 from jaxtyping import install_import_hook
 
+gc.disable()  # until all is imported (`pytest_collection`): nothing of that will be garbage
 # Where tensors are. Not core.sample: its own errors for wrong types are what tests look at.
 install_import_hook(
     ["scaleearth_pl.core.batch", "scaleearth_pl.core.metrics", "scaleearth_pl.model"], "typecheck.checked"
@@ -20,8 +23,25 @@ install_import_hook(
 import pytest  # noqa: E402 (the hook must come first)
 import torch  # noqa: E402
 from fakes.corpus import make_fake_corpus  # noqa: E402
+from typecheck import sparingly  # noqa: E402
+
+from scaleearth_pl.model.backbone import import_bitsandbytes  # noqa: E402
+from scaleearth_pl.model.gated_lora import GatedLoRALinear, LoRAWeight  # noqa: E402
 
 torch.set_num_threads(1)
+import_bitsandbytes()
+for owner, name in ((GatedLoRALinear, "forward"), (LoRAWeight, "forward"), (LoRAWeight, "add_to")):
+    setattr(owner, name, sparingly(getattr(owner, name)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Puts what was imported and collected, millions of objects, out of the garbage collector's sight."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The command line: composition, interpolation, run folders, exit statuses; no weights are needed for any of it."""
 
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from fakes.runs import EXPERIMENTS, arguments, fit
 
-from scaleearth_pl.cli import OWN_COMMANDS, main
+from scaleearth_pl.cli import OWN_COMMANDS, collector_at_rest, main
 
 STAGE2 = ("fit", "-c", str(EXPERIMENTS / "stage2.yaml"))
 EIGHT = ("-c", str(EXPERIMENTS / "size" / "8b.yaml"))
@@ -124,6 +125,17 @@ def test_a_logger_of_ones_own_is_kept_beside_tensorboard(fake_corpus: Path, tmp_
 def test_own_commands_are_reached_and_errors_leave_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "/nowhere/at/all"]) == 2
     assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+def test_what_imports_leave_is_out_of_the_collectors_sight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    for _ in range(2):
+        with collector_at_rest():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    assert frozen == [1]
 
 
 def test_help_names_every_command_and_loads_no_library() -> None:

@@ -1,6 +1,8 @@
 """The run-time type checker of the tests: beartype, except where it cannot see the class."""
 
 from collections.abc import Callable
+from functools import wraps
+from itertools import count
 from typing import Any
 
 from beartype import BeartypeConf, beartype
@@ -15,3 +17,18 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return _CHECK(function)
     except BeartypeDecorHintException:
         return function
+
+
+def sparingly(function: Callable[..., Any], *, first: int = 200, then: int = 20) -> Callable[..., Any]:
+    """A checked function with its checks on the `first` calls and, after them, on one call of every `then`.
+
+    For what every layer calls in every pass: a check takes longer there than the product of a tiny model.
+    """
+    calls, bare = count(), function.__wrapped__  # type: ignore[attr-defined]
+
+    @wraps(function)
+    def spared(*args: Any, **kwargs: Any) -> Any:
+        n = next(calls)
+        return (function if n < first or n % then == 0 else bare)(*args, **kwargs)
+
+    return spared

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from scaleearth_pl.cli import collector_at_rest
+
 TESTS = Path(__file__).parents[1]
 LIMIT_S = 300
 IMPORTED = (
-    "bitsandbytes",
     "torch.distributed.checkpoint.state_dict",
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "scaleearth_pl.training.command",
@@ -58,8 +59,10 @@ def run_ranks(commands: list[list[list[str]]], logs: Path) -> list[tuple[int, st
 def main(commands: list[list[list[str]]], logs: Path) -> None:
     """In the process that forks."""
     torch.set_num_threads(1)
-    for name in IMPORTED:
-        importlib.import_module(name)
+    with collector_at_rest():
+        for name in IMPORTED:
+            importlib.import_module(name)
+        sys.modules["scaleearth_pl.model.backbone"].import_bitsandbytes()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from transformers import Qwen3VLConfig
 
 from scaleearth_pl.core.batch import StepBatch
 from scaleearth_pl.data.datamodule import GeoScaleDataModule
@@ -15,6 +17,7 @@ from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.resolver import ResolverConfig
 from scaleearth_pl.model.scaleearth import ScaleEarth
+from scaleearth_pl.model.shapes import tiny_config
 from scaleearth_pl.training.command import run_lightning
 from scaleearth_pl.training.report import StepReport
 
@@ -44,12 +47,28 @@ def make_data(corpus: Path, *, rank: int = 0, world_size: int = 1, **settings: A
 
 def tiny_hf(corpus: Path) -> Path:
     """What stage 1 would leave, untrained: the random tiny backbone with the corpus's tokenizer, beside the corpus."""
-    folder = corpus.parent / "hf"
+    return _saved(corpus, corpus.parent / "hf")
+
+
+def shallow_hf(corpus: Path) -> Path:
+    """The same with two blocks instead of four in each tower, for runs that are looked at from outside."""
+    with patch("scaleearth_pl.model.backbone.tiny_config", _shallow_config):
+        return _saved(corpus, corpus.parent / "shallow" / "hf")
+
+
+def _saved(corpus: Path, folder: Path) -> Path:
     if not (folder / "tokenizer.json").exists():
         data = make_data(corpus)
         save_backbone(build_backbone(BackboneConfig(), token_ids=data.processor.token_ids), folder)
         data.processor.save(folder)
     return folder
+
+
+def _shallow_config(vocab_size: int) -> Qwen3VLConfig:
+    config = tiny_config(vocab_size)
+    config.text_config.num_hidden_layers = config.vision_config.depth = 2
+    config.vision_config.deepstack_visual_indexes = [0]
+    return config
 
 
 def tiny_model(
@@ -86,7 +105,7 @@ def arguments(stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3,
     words += [word for name, value in DATA.items() for word in (f"--data.{name}", str(value))]
     words += ["--data.train_splits", "[train]"]  # stage1.yaml names its own
     if stage == "stage2":
-        words += ["--model.init_args.init_from", str(tiny_hf(corpus))]
+        words += ["--model.init_args.init_from", str(shallow_hf(corpus))]
     return [*words, *extra]
 
 

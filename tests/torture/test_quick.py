@@ -12,14 +12,14 @@ import cases_process  # noqa: F401 (each registers its cases)
 import cases_resume  # noqa: F401
 import cases_shards  # noqa: F401
 from fakes.corpus import make_fake_corpus
-from fakes.runs import tiny_hf
+from fakes.runs import shallow_hf
 from harness import CASES, Bench, make_bench
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     root = tmp_path_factory.mktemp("torture")
-    tiny_hf(make_fake_corpus(root / "corpus"))
+    (root / "hf").symlink_to(shallow_hf(make_fake_corpus(root / "corpus")))
     (root / "prepared").touch()
     bench = make_bench(root, full=False)
     yield bench

@@ -14,17 +14,21 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import bitsandbytes  # noqa: E402, F401
-import child  # noqa: E402
-import torch.distributed.checkpoint.state_dict  # noqa: E402, F401
-import transformers.models.qwen3_vl.modeling_qwen3_vl  # noqa: E402, F401
+from scaleearth_pl.cli import collector_at_rest  # noqa: E402
 
-import scaleearth_pl.cli  # noqa: E402
-import scaleearth_pl.data.datamodule  # noqa: E402
-import scaleearth_pl.training.callbacks.stop_signals  # noqa: E402
-import scaleearth_pl.training.command  # noqa: E402
-import scaleearth_pl.training.stage1  # noqa: E402
-import scaleearth_pl.training.stage2  # noqa: E402, F401
+with collector_at_rest():
+    import child
+    import torch.distributed.checkpoint.state_dict  # noqa: F401
+    import transformers.models.qwen3_vl.modeling_qwen3_vl  # noqa: F401
+
+    import scaleearth_pl.data.datamodule
+    import scaleearth_pl.training.callbacks.stop_signals
+    import scaleearth_pl.training.command
+    import scaleearth_pl.training.stage1
+    import scaleearth_pl.training.stage2  # noqa: F401
+    from scaleearth_pl.model.backbone import import_bitsandbytes
+
+    import_bitsandbytes()
 
 
 def run(request: dict) -> None:

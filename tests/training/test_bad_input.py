@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fakes.runs import arguments, fit, make_data, tiny_hf
+from fakes.runs import arguments, fit, make_data, shallow_hf
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.cli import main
@@ -93,7 +93,7 @@ def test_an_adapter_for_other_settings(trained: Path, fake_corpus: Path, tmp_pat
 
 def test_an_adapter_on_another_base(trained: Path, fake_corpus: Path, tmp_path: Path, refused) -> None:
     """`latest` of stage 1 may have moved on: the accuracies would be plausible, and wrong."""
-    base = shutil.copytree(tiny_hf(fake_corpus), tmp_path / "hf")
+    base = shutil.copytree(shallow_hf(fake_corpus), tmp_path / "hf")
     save_file(
         {k: v + 1 for k, v in load_file(base / "model.safetensors").items()},
         base / "model.safetensors",

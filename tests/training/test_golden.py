@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fakes.corpus import make_fake_corpus
-from fakes.runs import UNDRAWN, fit, recorder_of
+from fakes.runs import UNDRAWN, fit, recorder_of, tiny_hf
 
 from scaleearth_pl.training.report import StepReport
 
@@ -32,7 +32,8 @@ LAMBDA_EFF = (0.0, 0.05, *[0.1] * 18)
 def reports_of(stage: str, runs: Path, corpus: Path) -> list[StepReport]:
     """Twenty steps without validation, checkpoints and logs."""
     quiet = ["--data.val_splits", "[]", *UNDRAWN, "--trainer.enable_checkpointing", "false"]
-    plain = ["--model.init_args.backbone.quantise", "none"] if stage == "stage2" else []
+    start = ["--model.init_args.init_from", str(tiny_hf(corpus)), "--model.init_args.backbone.quantise", "none"]
+    plain = start if stage == "stage2" else []
     rate = ["--model.init_args.optim.lr", "5e-4", "--model.init_args.optim.final_lr_share", "0.05"]
     words = ["--trainer.callbacks", "[{class_path: fakes.runs.Recorder}]", *quiet, *plain, *rate]
     return recorder_of(fit(stage, corpus, runs, *words, steps=STEPS)).reports

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, UNDRAWN, Interrupted, bits_of, fit, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, Interrupted, bits_of, fit, recorder_of, shallow_hf
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
@@ -100,13 +100,13 @@ def test_a_resumed_run_obeys_its_own_settings_and_refuses_another_base(fake_corp
     go_on = ("stage2", fake_corpus, tmp_path, "--resume", "true")
     with pytest.raises(ConfigError, match=r"step 2.*trainer\.max_steps.*more steps"):
         fit(*go_on, steps=2)
-    other = shutil.copytree(tiny_hf(fake_corpus), tmp_path / "moved_on" / "hf")
+    other = shutil.copytree(shallow_hf(fake_corpus), tmp_path / "moved_on" / "hf")
     weights = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"another base.*init_from.*moved_on"):
         run(*go_on, "--model.init_args.init_from", str(other))
     same = tmp_path / "latest"
-    same.symlink_to(shutil.copytree(tiny_hf(fake_corpus), tmp_path / "copied" / "hf"))
+    same.symlink_to(shutil.copytree(shallow_hf(fake_corpus), tmp_path / "copied" / "hf"))
     changed = ("--model.init_args.optim.lr", "5.0e-4", "--model.init_args.optim.weight_decay", "0.1")
     resumed = run(*go_on, *changed, "--model.init_args.init_from", str(same))
     expected = [
@@ -119,7 +119,7 @@ def test_a_resumed_run_obeys_its_own_settings_and_refuses_another_base(fake_corp
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
     same.unlink()
     same.symlink_to(other)  # the next stage 1 has moved `latest` on before this stage 2 ends
-    assert resumed.model.adapter_meta().base_hash == base_hash(tiny_hf(fake_corpus))
+    assert resumed.model.adapter_meta().base_hash == base_hash(shallow_hf(fake_corpus))
 
 
 def test_nothing_to_resume_is_said(fake_corpus: Path, tmp_path: Path) -> None:
@@ -132,5 +132,5 @@ def test_only_what_trains_is_in_a_checkpoint(fake_corpus: Path, tmp_path: Path) 
         run("stage2", fake_corpus, tmp_path, stop=1)
     (path,) = tmp_path.rglob("*.ckpt")
     names = set(torch.load(path, weights_only=True)["state_dict"])
-    assert len([name for name in names if name.endswith(("lora_A.weight", "lora_B.weight", "thresholds"))]) == 28 * 3
+    assert len([name for name in names if name.endswith(("lora_A.weight", "lora_B.weight", "thresholds"))]) == 14 * 3
     assert all("lora_" in name or "thresholds" in name or "gsd_head" in name for name in names)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, bits_of, fit, losses_and_gradients, make_data, recorder_of, shallow_hf
 from safetensors.torch import load_file, save_file
 
 from scaleearth_pl.core.errors import ConfigError
@@ -40,7 +40,7 @@ def stage2(fake_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def before(fake_corpus: Path) -> ScaleEarth:
     """Stage 2's model before its first step (SSE-U's start differs: it is drawn from the run's seed)."""
-    config = BackboneConfig(quantise="nf4", source=str(tiny_hf(fake_corpus)))
+    config = BackboneConfig(quantise="nf4", source=str(shallow_hf(fake_corpus)))
     backbone = build_backbone(config, token_ids=make_data(fake_corpus).processor.token_ids)
     return ScaleEarth(backbone=backbone, adapters=AdapterConfig(), head=GsdHeadConfig(texture=True, depth=3))
 
@@ -53,7 +53,7 @@ def test_only_adapters_thresholds_and_head_train(stage2: Any) -> None:
     names = trained(stage2.model.model)
     kinds = ("lora_A.weight", "lora_B.weight", "gate.thresholds")
     assert all(name.endswith(kinds) or name.startswith("gsd_head.") for name in names)
-    assert sum(name.endswith(kinds) for name in names) == 28 * 3
+    assert sum(name.endswith(kinds) for name in names) == 14 * 3
     groups = {g["name"]: g["lr"] for g in stage2.trainer.optimizers[0].param_groups}
     assert set(groups) == {"adapters", "thresholds", "sse_u"}
     in_groups = {id(p) for g in stage2.trainer.optimizers[0].param_groups for p in g["params"]}
@@ -169,7 +169,7 @@ def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_p
 def test_stage_1_refuses_weights_that_were_trained_on_other_ids(fake_corpus: Path, tmp_path: Path) -> None:
     words = (
         "--model.init_args.init_from",
-        str(tiny_hf(fake_corpus)),
+        str(shallow_hf(fake_corpus)),
         "--data.tiny_vocab_size",
         "300",
         "--data.micro_token_budget",
@@ -208,7 +208,7 @@ def test_an_adapter_names_the_version_that_it_was_trained_on(
     """Not `latest`, which moves on with the next stage 1; the path stays relative, so that runs can be moved."""
     versions = tmp_path / "runs/stage1"
     for name in ("v0", "v1"):
-        shutil.copytree(tiny_hf(fake_corpus), versions / name / "hf")
+        shutil.copytree(shallow_hf(fake_corpus), versions / name / "hf")
     weights = versions / "v1/hf/model.safetensors"
     save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (versions / "latest").symlink_to("v0")
@@ -225,7 +225,7 @@ def test_an_adapter_names_the_version_that_it_was_trained_on(
 
 def test_an_adapter_folder_carries_what_it_was_shown(fake_corpus: Path, tmp_path: Path) -> None:
     """Copied without its run, the baseline with GSD as text still gets that text."""
-    base = ("--model.init_args.init_from", str(tiny_hf(fake_corpus)))
+    base = ("--model.init_args.init_from", str(shallow_hf(fake_corpus)))
     fit("stage2", fake_corpus, tmp_path / "runs", *base, "--data.gsd_text", "metres", *UNDRAWN, steps=1)
     shutil.copytree(tmp_path / "runs/stage2/latest/adapter", tmp_path / "bare")
     loaded = load_model(tmp_path / "bare")
