@@ -6,45 +6,56 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import xdist
+from jaxtyping import install_import_hook
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench
 sys.path.insert(0, str(Path(__file__).parent))  # fakes
 
-from jaxtyping import install_import_hook
-
-gc.disable()  # until all is imported (`pytest_collection`): nothing of that will be garbage
 # Where tensors are. Not core.sample: its own errors for wrong types are what tests look at.
 install_import_hook(
     ["scaleearth_pl.core.batch", "scaleearth_pl.core.metrics", "scaleearth_pl.model"], "typecheck.checked"
 )
 
-import pytest  # noqa: E402 (the hook must come first)
-import torch  # noqa: E402
-from fakes.corpus import make_fake_corpus  # noqa: E402
-from typecheck import sparingly  # noqa: E402
-
-from scaleearth_pl.model.backbone import import_bitsandbytes  # noqa: E402
-from scaleearth_pl.model.gated_lora import GatedLoRALinear, LoRAWeight  # noqa: E402
-
-torch.set_num_threads(1)
-import_bitsandbytes()
-for owner, name in ((GatedLoRALinear, "forward"), (LoRAWeight, "forward"), (LoRAWeight, "add_to")):
-    setattr(owner, name, sparingly(getattr(owner, name)))
-
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Puts what was imported and collected, millions of objects, out of the garbage collector's sight."""
+def pytest_collection(session: pytest.Session) -> Iterator[object]:
+    """What is imported stays, millions of objects: the garbage collector neither stops for it nor sees it afterwards.
+
+    The process that only hands tests out to others imports nothing: they would wait for it.
+    """
+    if xdist.is_xdist_controller(session):
+        return (yield)
+    gc.disable()
     try:
+        import_models()
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
 
 
+def import_models() -> None:
+    """The model with its shape checks, which are spared where every layer passes in every pass."""
+    import torch
+    from typecheck import sparingly
+
+    from scaleearth_pl.model.backbone import import_bitsandbytes
+    from scaleearth_pl.model.gated_lora import GatedLoRALinear, LoRAWeight
+
+    torch.set_num_threads(1)
+    import_bitsandbytes()
+    for owner, name in ((GatedLoRALinear, "forward"), (LoRAWeight, "forward"), (LoRAWeight, "add_to")):
+        setattr(owner, name, sparingly(getattr(owner, name)))
+
+
 @pytest.fixture(scope="session")
 def fake_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve training images (four of each tier) and four each of val and test; do not write into it."""
+    from fakes.corpus import make_fake_corpus
+
     return make_fake_corpus(tmp_path_factory.mktemp("fake") / "corpus")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -238,34 +239,50 @@ def watched(rank: int, port: int, act: str, both: Any) -> None:
     time.sleep(60)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("act", "expected"),
-    [
-        ("fail", [42, 42]),
-        ("deadline", [143, 143]),
-        ("part", [0, 0]),
-        ("kill1", [75, -9]),
-        ("kill0", [-9, 75]),
-        ("stop", [75, None]),
-    ],
-)
-def test_no_rank_outlives_the_other(act: str, expected: list[int]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+ENDS = {
+    "fail": [42, 42],
+    "deadline": [143, 143],
+    "part": [0, 0],
+    "kill1": [75, -9],
+    "kill0": [-9, 75],
+    "stop": [75, None],
+}
+"""Exit statuses of two ranks by what happens to one of them; None has not ended."""
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, list[int | None]]:
+    """What became of a pair of ranks for each act, all pairs at once: they wait, and compute nothing."""
     context = mp.get_context("fork")
-    both = context.Barrier(2)
-    ranks = [context.Process(target=watched, args=(rank, port, act, both)) for rank in range(2)]
+    pairs = {}
+    for act, port in zip(ENDS, free_ports(len(ENDS)), strict=True):
+        both = context.Barrier(2)
+        pairs[act] = [context.Process(target=watched, args=(rank, port, act, both)) for rank in range(2)]
+    every = [rank for pair in pairs.values() for rank in pair]
     try:
-        for rank in ranks:
+        for rank in every:
             rank.start()
-        for rank, status in zip(ranks, expected, strict=True):
-            rank.join(30 if status is not None else 0)
-        assert [rank.exitcode for rank in ranks] == expected
+        for act, pair in pairs.items():
+            for rank, status in zip(pair, ENDS[act], strict=True):
+                rank.join(30 if status is not None else 0)
+        return {act: [rank.exitcode for rank in pair] for act, pair in pairs.items()}
     finally:
-        for rank in ranks:
+        for rank in every:
             rank.kill()
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ENDS)
+def test_no_rank_outlives_the_other(ended: dict[str, list[int | None]], act: str) -> None:
+    assert ended[act] == ENDS[act]
 
 
 def with_a_stopped_worker(pids: Any) -> None:
