@@ -11,7 +11,7 @@ import torch
 import yaml
 from fakes.corpus import fake_sample
 from fakes.pairs import make_pair_corpus
-from fakes.runs import DATA, tiny_hf
+from fakes.runs import DATA, shallow_hf
 from fakes.subjects import run_folder_of, tiny_subject
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError, GsdError
@@ -458,7 +458,7 @@ def test_run_folder_loads_to_the_same_answers(subject, group, fake_corpus, tmp_p
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert load_subject(folder / "adapter").fingerprint == loaded.fingerprint
     described = hashlib.sha256((folder / "adapter" / "scaleearth.json").read_bytes()).hexdigest()
-    named = "|".join([base_hash(tiny_hf(fake_corpus)), "abc", "1024", "16384", "none", described])
+    named = "|".join([base_hash(shallow_hf(fake_corpus)), "abc", "1024", "16384", "none", described])
     assert loaded.folder == f"tiny-{hashlib.sha256(named.encode()).hexdigest()[:8]}", (
         "results lie in folders of this name"
     )
@@ -489,7 +489,7 @@ def test_what_export_native_wrote_answers_as_its_run(subject, group, fake_corpus
 
 def test_a_run_of_stage_1_is_a_subject_without_adapters(fake_corpus, group, tmp_path):
     run = tmp_path / "runs" / "first" / "v0"
-    shutil.copytree(tiny_hf(fake_corpus), run / "hf")
+    shutil.copytree(shallow_hf(fake_corpus), run / "hf")
     with pytest.raises(CheckpointError, match="which pixels"):
         load_subject(run)
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {k: DATA[k] for k in ("min_pixels", "max_pixels")}}))

@@ -74,15 +74,18 @@ def main(commands: list[list[list[str]]], logs: Path) -> None:
 
 
 def _run_lines(lines: list[list[str]], environment: dict[str, str], log: Path) -> None:
+    from fakes.runs import shallow
+
     from scaleearth_pl.cli import run
 
     os.environ.update(environment)
     with log.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    for line in lines:
-        if status := run(line):
-            sys.exit(status)
+    with shallow():
+        for line in lines:
+            if status := run(line):
+                sys.exit(status)
 
 
 def _fork(jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> list[int | None]:

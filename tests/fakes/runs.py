@@ -1,6 +1,8 @@
 """Real runs of the real stages, small: a stage-1 folder in a tenth of a second, a fit in about one."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,7 +54,7 @@ def tiny_hf(corpus: Path) -> Path:
 
 def shallow_hf(corpus: Path) -> Path:
     """The same with two blocks instead of four in each tower, for runs that are looked at from outside."""
-    with patch("scaleearth_pl.model.backbone.tiny_config", _shallow_config):
+    with shallow():
         return _saved(corpus, corpus.parent / "shallow" / "hf")
 
 
@@ -64,11 +66,18 @@ def _saved(corpus: Path, folder: Path) -> Path:
     return folder
 
 
-def _shallow_config(vocab_size: int) -> Qwen3VLConfig:
-    config = tiny_config(vocab_size)
-    config.text_config.num_hidden_layers = config.vision_config.depth = 2
-    config.vision_config.deepstack_visual_indexes = [0]
-    return config
+@contextmanager
+def shallow() -> Iterator[None]:
+    """Within it the random tiny backbone has two blocks in each tower."""
+
+    def config(vocab_size: int) -> Qwen3VLConfig:
+        config = tiny_config(vocab_size)
+        config.text_config.num_hidden_layers = config.vision_config.depth = 2
+        config.vision_config.deepstack_visual_indexes = [0]
+        return config
+
+    with patch("scaleearth_pl.model.backbone.tiny_config", config):
+        yield
 
 
 def tiny_model(
@@ -78,12 +87,13 @@ def tiny_model(
     checkpointing: bool = False,
     adapted: bool = True,
     noise: float = 0.02,
+    folder: Path | None = None,
     **adapters: Any,
 ) -> ScaleEarth:
-    """Stage 2's model in fp32; B is `noise`, not zero, so that every path carries gradient."""
+    """Stage 2's model in fp32 on `folder` (`tiny_hf`); B is `noise`, not zero, so that every path carries gradient."""
     data = make_data(corpus)
     config = BackboneConfig(quantise=quantise, checkpointing=checkpointing)  # type: ignore[arg-type]
-    backbone = build_backbone(config, token_ids=data.processor.token_ids, source=str(tiny_hf(corpus)))
+    backbone = build_backbone(config, token_ids=data.processor.token_ids, source=str(folder or tiny_hf(corpus)))
     if not adapted:
         return ScaleEarth(backbone=backbone)
     adapter_config = AdapterConfig(**({"rank": 12, "lora_alpha": 12} | adapters))
@@ -109,11 +119,17 @@ def arguments(stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3,
     return [*words, *extra]
 
 
-def fit(stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3, experiment: str = "") -> Any:
-    """Runs `scaleearth fit` in this process; returns the CLI, with `.trainer`, `.model`, `.datamodule`, `.run_folder`."""
+def fit(
+    stage: str, corpus: Path, runs: Path, *extra: str, steps: int = 3, experiment: str = "", whole: bool = False
+) -> Any:
+    """Runs `scaleearth fit` in this process; returns the CLI, with `.trainer`, `.model`, `.datamodule`, `.run_folder`.
+
+    Stage 1 trains a `shallow` model unless it is to be the `whole` tiny one; stage 2 that of `shallow_hf`.
+    """
     os.environ.pop("SCALEEARTH_VERSION", None)
     try:
-        return run_lightning(arguments(stage, corpus, runs, *extra, steps=steps, experiment=experiment))
+        with nullcontext() if whole else shallow():
+            return run_lightning(arguments(stage, corpus, runs, *extra, steps=steps, experiment=experiment))
     finally:
         os.environ.pop("SCALEEARTH_VERSION", None)
 

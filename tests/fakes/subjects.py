@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fakes.runs import DATA, make_data, tiny_hf, tiny_model
+from fakes.runs import DATA, make_data, shallow_hf, tiny_model
 
 from scaleearth_pl.evaluation.evaluator.model import Subject
 from scaleearth_pl.model.adapter_files import base_hash
@@ -17,7 +17,7 @@ def tiny_subject(
 ) -> Subject:
     """A subject in memory."""
     data = make_data(corpus, gsd_text=gsd_text)
-    made = tiny_model(corpus, **{"noise": 0.3, **model})
+    made = tiny_model(corpus, folder=shallow_hf(corpus), **{"noise": 0.3, **model})
     made.requires_grad_(False)
     made.eval()
     return Subject(
@@ -33,7 +33,7 @@ def tiny_subject(
 
 def run_folder_of(subject: Subject, corpus: Path, folder: Path) -> Path:
     """The same model as a run of stage 2 would leave it."""
-    model, source = subject.model, tiny_hf(corpus)
+    model, source = subject.model, shallow_hf(corpus)
     adapter = next(iter(model.adapters.values()))
     from scaleearth_pl.model.gated_lora import AdapterConfig
 

@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 import torch
 import yaml
-from fakes.runs import DATA, tiny_hf, tiny_model
+from fakes.runs import DATA, shallow_hf, tiny_model
 from PIL import Image
 
 from scaleearth_pl.model.adapter_files import base_hash
@@ -42,13 +42,13 @@ def make_run(
     dtype: str = "float32",
 ) -> Path:
     """Writes `root/runs/stage2-fake/v0` with `latest` beside it; `noise` is B's deviation, `dtype` the backbone's."""
-    model = tiny_model(corpus, quantise=quantise, noise=noise, gate=gate or GateConfig())
+    model = tiny_model(corpus, quantise=quantise, noise=noise, folder=shallow_hf(corpus), gate=gate or GateConfig())
     if not head:
         model.gsd_head = None
     torch.manual_seed(3)
     for parameter in () if model.gsd_head is None else model.gsd_head.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    base, run = tiny_hf(corpus), root / "runs" / "stage2-fake" / "v0"
+    base, run = shallow_hf(corpus), root / "runs" / "stage2-fake" / "v0"
     meta = AdapterMeta(
         adapters=AdapterConfig(rank=12, lora_alpha=12, gate=gate or GateConfig()),
         sse_u=None if model.gsd_head is None else model.gsd_head.config,

@@ -68,7 +68,7 @@ def test_a_run_moved_as_a_whole_finds_its_base(fake_corpus, tmp_path, monkeypatc
     run = make_run(tmp_path / "work", corpus)
     stage1 = tmp_path / "work" / "runs" / "stage1-fake"
     stage1.mkdir(parents=True)
-    shutil.move(tmp_path / "work" / "hf", stage1 / "v0" / "hf")
+    shutil.move(tmp_path / "work" / "shallow" / "hf", stage1 / "v0" / "hf")
     (stage1 / "latest").symlink_to("v0")
     file = run / "adapter" / "scaleearth.json"
     row = json.loads(file.read_text())
@@ -90,7 +90,7 @@ def test_a_run_moved_as_a_whole_finds_its_base(fake_corpus, tmp_path, monkeypatc
 def test_a_base_that_is_gone_is_named_with_the_option_that_helps(fake_corpus, tmp_path):
     corpus = shutil.copytree(fake_corpus, tmp_path / "work" / "corpus")
     run = make_run(tmp_path / "work", corpus)
-    shutil.rmtree(tmp_path / "work" / "hf")
+    shutil.rmtree(tmp_path / "work" / "shallow" / "hf")
     with pytest.raises(CheckpointError, match=r"base that it was trained on is not there.*hf.*--base"):
         load_model(run)
 

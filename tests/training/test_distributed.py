@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from fakes.ranks import run_ranks
-from fakes.runs import EXPERIMENTS, UNDRAWN, arguments, fit, make_data, tiny_hf
+from fakes.runs import EXPERIMENTS, UNDRAWN, arguments, fit, make_data, shallow_hf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -105,7 +105,7 @@ def test_the_work_is_uneven_and_once_one_rank_has_none(fake_corpus: Path) -> Non
 
 
 def test_stage_1_under_fsdp2(folder: Path, fake_corpus: Path) -> None:
-    start = load_file(tiny_hf(fake_corpus) / "model.safetensors")
+    start = load_file(shallow_hf(fake_corpus) / "model.safetensors")
     two, one = (load_file(run(folder, "stage1") / "hf/model.safetensors") for run in (of_two, of_one))
     assert norm(minus(two, one)) < UPDATE * norm(minus(one, start))
 

@@ -36,7 +36,7 @@ def reports_of(stage: str, runs: Path, corpus: Path) -> list[StepReport]:
     plain = start if stage == "stage2" else []
     rate = ["--model.init_args.optim.lr", "5e-4", "--model.init_args.optim.final_lr_share", "0.05"]
     words = ["--trainer.callbacks", "[{class_path: fakes.runs.Recorder}]", *quiet, *plain, *rate]
-    return recorder_of(fit(stage, corpus, runs, *words, steps=STEPS)).reports
+    return recorder_of(fit(stage, corpus, runs, *words, steps=STEPS, whole=True)).reports
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_groups_have_their_own_rate_and_are_clipped_apart(fake_corpus: Path, tmp
 
 
 def test_stage_1_trains_everything_and_ends_in_a_folder(fake_corpus: Path, tmp_path: Path) -> None:
-    cli = fit("stage1", fake_corpus, tmp_path, *UNDRAWN, steps=1)
+    cli = fit("stage1", fake_corpus, tmp_path, *UNDRAWN, steps=1, whole=True)
     assert cli.model.model.gsd_head is None
     assert not cli.model.model.adapters
     start = build_backbone(BackboneConfig(), token_ids=cli.datamodule.processor.token_ids)
