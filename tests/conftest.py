@@ -42,15 +42,15 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
 def import_models() -> None:
     """The model with its shape checks, which are spared where every layer passes in every pass."""
     import torch
-    from typecheck import sparingly
+    from typecheck import spare
 
+    from scaleearth_pl.model import gate, gated_lora, scale_state, surgery, tree_attention, tree_kernels
     from scaleearth_pl.model.backbone import import_bitsandbytes
-    from scaleearth_pl.model.gated_lora import GatedLoRALinear, LoRAWeight
 
     torch.set_num_threads(1)
     import_bitsandbytes()
-    for owner, name in ((GatedLoRALinear, "forward"), (LoRAWeight, "forward"), (LoRAWeight, "add_to")):
-        setattr(owner, name, sparingly(getattr(owner, name)))
+    for module in (gate, gated_lora, scale_state, surgery, tree_attention, tree_kernels):
+        spare(module)
 
 
 @pytest.fixture(scope="session")

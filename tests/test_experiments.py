@@ -116,6 +116,7 @@ def get(config: Any, key: tuple[str, ...]) -> Any:
 def test_a_variant_trains_and_is_tested(path: Path, fake_corpus: Path, tmp_path: Path) -> None:
     """Two steps and the test split: what `make compare` does, small."""
     words = ["-c", str(path), "--test_after_fit", "true", *(() if path.stem in DRAWN else UNDRAWN)]
+    words += ["--data.global_batch_tokens", "300"]
     cli = fit("stage2", fake_corpus, tmp_path, *words, steps=2)
     assert (cli.run_folder / "predictions.jsonl").exists()
     assert (cli.run_folder / "adapter" / "scaleearth.json").exists()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from itertools import count
+from types import FunctionType, ModuleType
 from typing import Any
 
 from beartype import BeartypeConf, beartype
@@ -32,3 +33,17 @@ def sparingly(function: Callable[..., Any], *, first: int = 200, then: int = 20)
         return (function if n < first or n % then == 0 else bare)(*args, **kwargs)
 
     return spared
+
+
+def spare(module: ModuleType) -> None:
+    """Makes the checked functions and methods of a module, constructors excepted, `sparingly` checked ones."""
+    classes = [
+        found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__
+    ]
+    for owner in (module, *classes):
+        for name, found in list(vars(owner).items()):
+            function = found.__func__ if isinstance(found, staticmethod) else found
+            checks = isinstance(function, FunctionType) and function.__code__.co_name == "wrapped_fn"  # jaxtyping's
+            if checks and not name.startswith("__"):
+                spared = sparingly(function)
+                setattr(owner, name, staticmethod(spared) if isinstance(found, staticmethod) else spared)
