@@ -35,7 +35,8 @@ from scaleearth_pl.model.adapter_files import (
     write_tensors,
 )
 from scaleearth_pl.model.baselines import build_gate
-from scaleearth_pl.model.gate import formula_values, rank_tier_slices
+from scaleearth_pl.model.gate import rank_tier_slices
+from scaleearth_pl.model.gate_formula import FORMULA, formula_values, refuse_other_formula
 from scaleearth_pl.model.gated_lora import AdapterConfig, GatedLoRALinear
 from scaleearth_pl.model.gsd_head import GsdHead, GsdHeadConfig
 from scaleearth_pl.model.resolver import ResolverConfig
@@ -43,10 +44,6 @@ from scaleearth_pl.model.resolver import ResolverConfig
 ADAPTER_SCHEMA = "scaleearth-adapter/1"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OUR_WEIGHTS, OUR_CONFIG = "scaleearth.safetensors", "scaleearth.json"
-FORMULA = "gate_values"
-"""Key of `scaleearth.json`: what the gate's formula gave when the adapter was written (`gate.formula_values`)."""
-FORMULA_TOLERANCE = 1e-3
-"""Far above what processors differ by, far below what another formula does."""
 
 _PEFT_KEY = re.compile(r"base_model\.model\.(?P<module>.+\.language_model\..+)\.(?P<which>lora_[AB]\.weight)")
 _PARTS = ("gates.", "gsd_head.")
@@ -121,7 +118,7 @@ def save_adapter(
         write_tensors(new / OUR_WEIGHTS, ours)
         write_json(new / PEFT_CONFIG, _peft_config(meta))
         description = {"schema": ADAPTER_SCHEMA, **asdict(meta), "thresholds": _threshold_means(gates, meta)}
-        description[FORMULA] = _formula(meta)
+        description[FORMULA] = formula_values(meta.adapters)
         write_json(new / OUR_CONFIG, {**description, "files": _checksums(new)})
 
 
@@ -144,7 +141,13 @@ def load_adapter(folder: Path, *, base_hash: str | None = None) -> AdapterFolder
         )
     settings = {key: value for key, value in row.items() if key not in ("schema", "thresholds", "files", FORMULA)}
     meta: AdapterMeta = parse_dataclass(AdapterMeta, settings, folder / OUR_CONFIG)
-    _refuse_other_formula(meta, row.get(FORMULA), folder / OUR_CONFIG)
+    refuse_other_formula(
+        "adapter was trained",
+        row.get(FORMULA),
+        meta.adapters,
+        file=folder / OUR_CONFIG,
+        writer=f" (commit {meta.commit})",
+    )
     if base_hash is not None:
         check_same(folder / OUR_CONFIG, "base_hash", base_hash, meta.base_hash)
     lora = _from_peft_keys(read_tensors(folder / PEFT_WEIGHTS), folder / PEFT_WEIGHTS)
@@ -215,28 +218,6 @@ def _expected_ours(meta: AdapterMeta, modules: list[str]) -> dict[str, torch.Siz
     owners = [_SHARED] if meta.adapters.gate.share_thresholds else modules
     gates = {f"{name}.{key}": value for name in owners for key, value in gate.items()}
     return {key: value.shape for key, value in _join(gates, head).items()}
-
-
-def _formula(meta: AdapterMeta) -> list[float] | None:
-    """Of the gate that has thresholds to be wrong about; the others hold no formula that anybody edits."""
-    gate = meta.adapters.gate
-    return formula_values(gate, meta.adapters.rank) if gate.kind == "continuous" else None
-
-
-def _refuse_other_formula(meta: AdapterMeta, written: object, file: Path) -> None:
-    """Folders from before the key hold none, and are taken at their word."""
-    now = _formula(meta)
-    if now is None or written is None:
-        return
-    numbers = [value for value in written if isinstance(value, float)] if isinstance(written, list) else []
-    if len(numbers) != len(now) or max(abs(a - b) for a, b in zip(now, numbers, strict=True)) > FORMULA_TOLERANCE:
-        raise CheckpointError(
-            f"adapter was trained under another gate: this code's `openness` gives {now}",
-            file=file,
-            field=FORMULA,
-            value=written,
-            remedy=f"use the code that wrote it (commit {meta.commit}), or train again",
-        )
 
 
 def _modules(lora: Mapping[str, Tensor]) -> list[str]:

@@ -135,17 +135,6 @@ def openness(
     return torch.sigmoid(slope * (tau_Mr[:, None] - log10_gsd_G.float()[:, None]))
 
 
-def formula_values(config: GateConfig, rank: int) -> list[float]:
-    """What `openness` makes of fixed thresholds at six scales, certain and doubted: equal where the formula is equal.
-
-    An adapter keeps them, so that one trained under another formula is refused instead of answering wrongly.
-    """
-    tau_Mr = torch.linspace(-1.0, 2.5, rank)[None]
-    log10_gsd_G, sigma_G = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, 0.5]), torch.tensor([0.0, 0.0, 0.0, 0.1, 0.0, 0.5])
-    with torch.no_grad():
-        return [round(x, 5) for x in openness(tau_Mr, config.sharpness, log10_gsd_G, sigma_G)[0].mean(-1).tolist()]
-
-
 def rank_tier_slices(rank: int) -> dict[str, slice]:
     """Rank dimensions of each rank tier, finest first: 64 -> object 0:22, structure 22:43, semantic 43:64."""
     edges = accumulate(rank_tier_sizes(rank), initial=0)

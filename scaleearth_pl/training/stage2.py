@@ -23,6 +23,7 @@ from scaleearth_pl.loading.folders import check_base
 from scaleearth_pl.model.adapter_files import base_hash
 from scaleearth_pl.model.adapter_io import AdapterMeta, apply_adapter, load_adapter, save_adapter
 from scaleearth_pl.model.backbone import BackboneConfig, build_backbone
+from scaleearth_pl.model.gate_formula import FORMULA, formula_values, refuse_other_formula
 from scaleearth_pl.model.gated_lora import AdapterConfig
 from scaleearth_pl.model.gsd_head import GsdHeadConfig
 from scaleearth_pl.model.losses import lambda_eff
@@ -164,9 +165,10 @@ class Stage2(TreeTraining):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["base_hash"] = self.base_hash
+        checkpoint[FORMULA] = formula_values(self.adapter_config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another base, or whose names do not match: `strict` is off only for the frozen base."""
+        """Refuses a checkpoint of another base or gate, or with other names: `strict` is off only for the frozen base."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("base_hash", self.base_hash) != self.base_hash:
             raise CheckpointError(
@@ -175,6 +177,7 @@ class Stage2(TreeTraining):
                 value=self.source,
                 remedy="name the stage 1 that it grew from (stage1/latest may have moved on), or start without resume",
             )
+        refuse_other_formula("the checkpoint was trained", checkpoint.get(FORMULA), self.adapter_config)
         if "state_dict" not in checkpoint:  # FSDP2 has loaded it, after the same check
             return
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
