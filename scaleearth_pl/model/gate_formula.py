@@ -2,6 +2,8 @@
 
 Thresholds mean something under one formula only. After `gate.openness` is edited, an adapter or a checkpoint from before
 still fits by names and shapes, and would answer, or go on training, wrongly and without a word: here it is refused.
+
+Legend of shape suffixes, as in `gate`: G scales, r LoRA ranks, M gates.
 """
 
 from pathlib import Path
@@ -38,7 +40,7 @@ def refuse_other_formula(
     """Compares what was `written` with this code's formula; what holds none, being older, is taken at its word.
 
     Raises:
-        CheckpointError: they differ; `what` begins its text, `writer` says whose code would fit.
+        CheckpointError: they differ; `what` begins its text, `writer` says more of the code that would fit.
     """
     now = formula_values(adapters)
     if now is None or written is None:

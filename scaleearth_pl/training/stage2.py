@@ -177,7 +177,8 @@ class Stage2(TreeTraining):
                 value=self.source,
                 remedy="name the stage 1 that it grew from (stage1/latest may have moved on), or start without resume",
             )
-        refuse_other_formula("the checkpoint was trained", checkpoint.get(FORMULA), self.adapter_config)
+        writer = " and its gate settings"
+        refuse_other_formula("the checkpoint was trained", checkpoint.get(FORMULA), self.adapter_config, writer=writer)
         if "state_dict" not in checkpoint:  # FSDP2 has loaded it, after the same check
             return
         trained = {name for name, p in self.named_parameters() if p.requires_grad}

@@ -93,22 +93,27 @@ def d7(bench: Bench) -> str:
 
 @case("D10", "answer out of the token window; nothing supervised")
 def d10(bench: Bench) -> str:
-    """Long questions are dropped whole and counted; a step without any is finite; nothing left at all is an error."""
+    """Training drops long questions whole and counts them, and no evaluation does; a step without any is finite; nothing
+    left at all is an error."""
     from fakes.runs import make_data
 
-    short = make_data(bench.corpus, max_branch_tokens=30)
+    short = make_data(bench.corpus, max_branch_tokens=30, val_splits=())
     report = short.plan_report()
     assert report["dropped_questions"] > 0, report
     steps = [short.step_batch(step) for step in range(short.steps_per_epoch)]
     assert all(int(m.supervised_T.sum()) > 0 for s in steps for m in s.micro if not m.is_filler)
-    run = bench.run("d10", extra=("--data.max_branch_tokens", "30"))
+    cut = ("--data.max_branch_tokens", "30")
+    (process,) = bench.run("d10-val", extra=cut).start()
+    assert process.wait() == TYPED, process.text[-800:]
+    assert "questions of an evaluation would be left out" in process.text, process.text[-800:]
+    run = bench.run("d10", extra=(*cut, "--data.val_splits", "[]"))
     run.finish()
     assert all(np.isfinite(float.fromhex(loss)) for loss in run.losses().values())
-    (process,) = bench.run("d10-none", extra=("--data.max_branch_tokens", "1")).start()
+    none = ("--data.max_branch_tokens", "1", "--data.val_splits", "[]")
+    (process,) = bench.run("d10-none", extra=none).start()
     assert process.wait() == TYPED and "ConfigError" in process.text, process.text[-800:]
     idle = make_data(bench.corpus, rank=7, world_size=8, global_batch_tokens=200, micro_token_budget=280)
     empty = [s for s in map(idle.step_batch, range(idle.steps_per_epoch)) if s.n_supervised == 0]
     assert empty, "the case needs a rank without work"
-    return (
-        f"{report['dropped_questions']} questions dropped and counted; losses finite; {len(empty)} idle steps planned"
-    )
+    dropped = report["dropped_questions"]
+    return f"{dropped} dropped and counted, none in an evaluation; losses finite; {len(empty)} idle steps planned"

@@ -106,7 +106,8 @@ def test_a_checkpoint_of_another_gate_is_refused(
 
     monkeypatch.setattr("scaleearth_pl.model.gate.openness", bell)
     with pytest.raises(
-        CheckpointError, match=r"the checkpoint was trained under another gate.*gate_values.*train again"
+        CheckpointError,
+        match=r"the checkpoint was trained under another gate.*gate_values.*code that wrote it and its gate settings",
     ):
         run("stage2", fake_corpus, tmp_path, "--resume", "true")
 
