@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from fakes.gates import bell
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -245,9 +246,6 @@ def test_an_adapter_of_another_formula_is_refused(
 ) -> None:
     """The README's bell, after training under the paper's gate: tensors and settings fit, answers would not."""
     folder = Model(base, **gate).save(tmp_path / "a")
-
-    def bell(tau_Mr: Tensor, sharpness: float, log10_gsd_G: Tensor, sigma_G: Tensor) -> Tensor:
-        return torch.exp(-(sharpness * (tau_Mr[:, None] - log10_gsd_G[:, None]) / 4).square())
 
     monkeypatch.setattr("scaleearth_pl.model.gate.openness", bell)
     if gate.get("kind", "continuous") == "continuous":

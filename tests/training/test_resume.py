@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fakes.gates import bell
 from fakes.runs import EXPERIMENTS, UNDRAWN, Interrupted, bits_of, fit, recorder_of, shallow_hf
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from scaleearth_pl.core.errors import CheckpointError, ConfigError
 from scaleearth_pl.model.adapter_files import base_hash
@@ -100,10 +100,6 @@ def test_a_checkpoint_of_another_gate_is_refused(
     """The README's bell, put in while a run waits to be resumed: names and shapes fit, the thresholds mean nothing."""
     with pytest.raises(Interrupted):
         run("stage2", fake_corpus, tmp_path, stop=1)
-
-    def bell(tau_Mr: Tensor, sharpness: float, log10_gsd_G: Tensor, sigma_G: Tensor) -> Tensor:
-        return torch.exp(-(sharpness * (tau_Mr[:, None] - log10_gsd_G[:, None]) / 4).square())
-
     monkeypatch.setattr("scaleearth_pl.model.gate.openness", bell)
     with pytest.raises(
         CheckpointError,
